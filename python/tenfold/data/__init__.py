@@ -1,0 +1,1 @@
+"""Captioned pictures, the fetcher of pinned packages, and the measures taken on them."""

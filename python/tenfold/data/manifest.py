@@ -1,0 +1,75 @@
+"""What a prepared picture set consists of, written beside it and checked before it is used."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tenfold.data.images import CaptionedImages
+from tenfold.errors import UserError
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Counts, shape, checksums, licence and source of one CaptionedImages."""
+
+    source: str
+    licence: str
+    attribution: str
+    count: int
+    heldout: int
+    groups: int
+    height: int
+    width: int
+    images_sha256: str
+    captions_sha256: str  # captions and names
+    split_sha256: str  # groups, train and heldout
+
+    @classmethod
+    def of(cls, data: CaptionedImages) -> "Manifest":
+        """Count and checksum ``data``; reads every pixel once."""
+        count, height, width, _ = data.images.shape
+        split = (data.groups, data.train, data.heldout)
+        return cls(
+            source=data.source,
+            licence=data.licence,
+            attribution=data.attribution,
+            count=count,
+            heldout=len(data.heldout),
+            groups=len(np.unique(data.groups)),
+            height=height,
+            width=width,
+            images_sha256=hashlib.sha256(np.ascontiguousarray(data.images).data).hexdigest(),
+            captions_sha256=_sha256_json([data.captions, data.names]),
+            split_sha256=_sha256_json([part.tolist() for part in split]),
+        )
+
+    def to_json(self) -> str:
+        """Indented JSON, one key a line."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Read a manifest. Errors: UserError naming the file when it is missing or not a manifest."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: not a readable data manifest ({error})") from error
+
+    def verify(self, data: CaptionedImages) -> None:
+        """Raise UserError naming the first field in which ``data`` is not what this manifest describes."""
+        found = Manifest.of(data)
+        for field in dataclasses.fields(self):
+            wanted, got = getattr(self, field.name), getattr(found, field.name)
+            if wanted != got:
+                raise UserError(
+                    f"the data of {data.source} is not the data of the manifest: {field.name} is {got!r}, "
+                    f"the manifest says {wanted!r}; restore the pictures and captions or start a new run"
+                )
+
+
+def _sha256_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
