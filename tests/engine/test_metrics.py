@@ -87,7 +87,7 @@ def test_full_disk(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.log(1, loss=1.0)
     log._stream.close()
-    log._stream = Path("/dev/full").open("w")
+    log._stream = Path("/dev/full").open("w")  # noqa: SIM115
     with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: No space left on device; free"):
         log.log(2, loss=1.0)
     with pytest.raises(UserError, match="No space left"):
