@@ -57,17 +57,14 @@ def faults(source: str, file: str) -> list[str]:
     package = ".".join(("tenfold", *parts[:-1]))
     if layer not in ALLOWED:
         return [f"{file}: which layer is {layer}? Add it to the table in this test"]
-    if layer == "methods":
-        # A method sees its own folder only; the package's __init__ lists no method.
-        own = f"methods.{parts[1]}." if len(parts) > 2 else ""
-    else:
-        own = f"{layer}."
-    fine = [own, *(f"{name}." for name in ("errors", "__version__", *sorted(ALLOWED[layer])))]
+    # A method sees its own folder only, any other layer all of itself.
+    own = ".".join(parts[:2] if layer == "methods" else parts[:1])
+    fine = [f"{name}." for name in (own, "errors", "__version__", *sorted(ALLOWED[layer]))]
     found = sorted(imports(ast.parse(source), package))
     return [
         f"{file} imports tenfold.{name}"
         for name in found
-        if not any(prefix and f"{name}.".startswith(prefix) for prefix in fine)
+        if not any(f"{name}.".startswith(prefix) for prefix in fine)
     ]
 
 
