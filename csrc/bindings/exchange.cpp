@@ -1,0 +1,258 @@
+#include "bindings/exchange.h"
+
+#include <pybind11/numpy.h>
+
+#include <deque>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/error.h"
+
+namespace tenfold::bindings {
+namespace {
+
+// What torch.py told us; all null until torch is used. Never freed: the interpreter may end first.
+struct TorchState {
+  PyObject* tensor_type = nullptr;
+  PyObject* parameter_type = nullptr;
+  PyObject* is_grad_enabled = nullptr;
+  PyObject* increment_version = nullptr;
+  PyObject* forward_ad = nullptr;  // dictionary of torch.autograd.forward_ad
+  PyObject* dispatch = nullptr;    // dictionary of torch.utils._python_dispatch
+};
+TorchState torch;
+
+struct Names {
+  PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
+  PyObject* current_level = PyUnicode_InternFromString("_current_level");
+  PyObject* in_dispatch_mode = PyUnicode_InternFromString("_is_in_torch_dispatch_mode");
+  PyObject* new_empty = PyUnicode_InternFromString("new_empty");
+};
+
+const Names& names() {
+  static const Names all;
+  return all;
+}
+
+std::string type_name(py::handle type) {
+  return py::str(type.attr("__module__")).cast<std::string>() + "." +
+         py::str(type.attr("__qualname__")).cast<std::string>();
+}
+
+const dlpack::ExchangeApi* find_api(py::handle type) {
+  for (const char* name : {"__dlpack_c_exchange_api__", "__c_dlpack_exchange_api__"}) {
+    py::object capsule = py::getattr(type, name, py::none());
+    if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) continue;
+    auto* api = static_cast<const dlpack::ExchangeApi*>(
+        PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    while (api != nullptr && api->version.major != dlpack::kMajor) api = api->older;
+    if (api != nullptr && api->borrow != nullptr) return api;
+  }
+  return nullptr;
+}
+
+ArrayType describe(const char* name, PyTypeObject* type) {
+  const py::handle handle(reinterpret_cast<PyObject*>(type));
+  const py::object ndarray = py::module_::import("numpy").attr("ndarray");
+  const int is_numpy = PyObject_IsSubclass(handle.ptr(), ndarray.ptr());
+  if (is_numpy < 0) throw py::error_already_set();
+  if (is_numpy == 1) {
+    const py::object masked = py::module_::import("numpy.ma").attr("MaskedArray");
+    if (PyObject_IsSubclass(handle.ptr(), masked.ptr()) == 1) {
+      throw TypeError(std::string(name) + " is a masked array, want its .data or .filled()");
+    }
+    return {type, Library::numpy, nullptr};
+  }
+  if (py::hasattr(handle, "__torch_function__") && py::hasattr(handle, "__dlpack__")) {
+    return {type, Library::torch, find_api(handle)};
+  }
+  return {type, Library::other, nullptr};
+}
+
+[[noreturn]] void throw_foreign(const char* name, py::handle object) {
+  const std::string type = type_name(py::type::handle_of(object));
+  if (!py::hasattr(object, "__dlpack_device__")) {
+    throw TypeError(std::string(name) + " is a " + type + ", want a numpy array or a torch tensor");
+  }
+  const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  throw TypeError(std::string(name) + " is a " + type + " on " +
+                  to_string(Device{static_cast<DeviceType>(device.first), device.second}) +
+                  "; this build takes numpy arrays and torch tensors in CPU memory");
+}
+
+[[noreturn]] void throw_rank(const char* name, int64_t rank) {
+  throw ValueError(std::string(name) + " has " + std::to_string(rank) + " dimensions, want at most " +
+                   std::to_string(kMaxRank));
+}
+
+TypeCode numpy_code(const char* name, char kind) {
+  switch (kind) {
+    case 'f':
+      return TypeCode::floating;
+    case 'i':
+      return TypeCode::integer;
+    case 'u':
+      return TypeCode::uinteger;
+    case 'b':
+      return TypeCode::boolean;
+    case 'c':
+      return TypeCode::complex;
+    default:
+      throw TypeError(std::string(name) + " has numpy type of kind '" + kind + "', want numbers");
+  }
+}
+
+void raise_from_allocator(void*, const char* kind, const char* message) {
+  PyErr_Format(PyExc_RuntimeError, "%s: %s", kind, message);
+}
+
+// A new tensor through the exchange API: half the time of a call to torch.empty.
+py::object empty_exchanged(const Array& like, const int64_t* shape, int rank) {
+  const TensorView& view = like.view();
+  dlpack::Tensor prototype{nullptr,
+                           static_cast<int32_t>(view.device.type),
+                           view.device.id,
+                           rank,
+                           static_cast<uint8_t>(view.dtype.code),
+                           view.dtype.bits,
+                           1,
+                           const_cast<int64_t*>(shape),
+                           nullptr,
+                           0};
+  dlpack::ManagedVersioned* managed = nullptr;
+  void* object = nullptr;
+  const dlpack::ExchangeApi* const api = like.type().api;
+  if (api->allocate(&prototype, &managed, nullptr, raise_from_allocator) != 0 ||
+      api->object_from_managed(managed, &object) != 0) {
+    throw py::error_already_set();
+  }
+  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
+}
+
+}  // namespace
+
+const ArrayType& array_type(const char* name, py::handle object) {
+  static std::deque<ArrayType> known;  // a handful of types per process; references must stay valid
+  PyTypeObject* const type = Py_TYPE(object.ptr());
+  for (const ArrayType& entry : known) {
+    if (entry.type == type) return entry;
+  }
+  const ArrayType entry = describe(name, type);
+  Py_INCREF(type);  // the address must not be reused by another type
+  known.push_back(entry);
+  return known.back();
+}
+
+Array::Array(const char* name, py::handle object) : object_(object), type_(&array_type(name, object)) {
+  view_.stream = nullptr;
+  view_.read_only = false;
+  if (type_->library == Library::numpy) {
+    read_numpy(name);
+  } else if (type_->library == Library::other) {
+    throw_foreign(name, object);
+  } else if (type_->api != nullptr) {
+    dlpack::Tensor tensor;
+    if (type_->api->borrow(object.ptr(), &tensor) != 0) throw py::error_already_set();
+    read(name, tensor);
+  } else {
+    read_capsule(name);
+  }
+}
+
+void Array::read(const char* name, const dlpack::Tensor& tensor) {
+  if (tensor.type_lanes != 1) throw TypeError(std::string(name) + " has vector elements, want plain numbers");
+  if (tensor.rank > kMaxRank) throw_rank(name, tensor.rank);
+  view_.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  view_.dtype = {static_cast<TypeCode>(tensor.type_code), tensor.type_bits};
+  view_.device = {static_cast<DeviceType>(tensor.device_type), tensor.device_id};
+  view_.rank = tensor.rank;
+  const int64_t item = view_.dtype.bytes();
+  int64_t dense = item;
+  for (int i = tensor.rank - 1; i >= 0; --i) {
+    view_.shape[i] = tensor.shape[i];
+    view_.strides[i] = tensor.strides != nullptr ? tensor.strides[i] * item : dense;
+    dense *= tensor.shape[i];
+  }
+}
+
+// Straight from numpy's own structure, through pybind11: the buffer protocol would take 0.1 us per array.
+void Array::read_numpy(const char* name) {
+  const py::detail::PyArray_Proxy* array = py::detail::array_proxy(object_.ptr());
+  const auto dtype = py::reinterpret_borrow<py::dtype>(array->descr);
+  if (array->nd > kMaxRank) throw_rank(name, array->nd);
+  if (dtype.byteorder() == '>') throw TypeError(std::string(name) + " is big-endian, want native byte order");
+  view_.data = array->data;
+  view_.dtype = {numpy_code(name, dtype.kind()), static_cast<uint8_t>(dtype.itemsize() * 8)};
+  view_.device = {DeviceType::cpu, 0};
+  view_.rank = array->nd;
+  view_.read_only = !py::detail::check_flags(object_.ptr(), py::detail::npy_api::NPY_ARRAY_WRITEABLE_);
+  for (int i = 0; i < view_.rank; ++i) {
+    view_.shape[i] = array->dimensions[i];
+    view_.strides[i] = array->strides[i];
+  }
+}
+
+// A torch without the exchange API. The capsule's destructor frees the export, for it is never renamed.
+void Array::read_capsule(const char* name) {
+  capsule_ = object_.attr("detach")().attr("__dlpack__")();
+  auto* managed = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
+  if (managed == nullptr) throw py::error_already_set();
+  read(name, managed->tensor);
+}
+
+py::object empty_like(const Array& like, const int64_t* shape, int rank) {
+  if (like.type().library == Library::numpy) {
+    const py::detail::PyArray_Proxy* array = py::detail::array_proxy(like.object().ptr());
+    const auto dtype = py::reinterpret_borrow<py::dtype>(array->descr);
+    return py::array(dtype, std::vector<py::ssize_t>(shape, shape + rank));
+  }
+  if (like.type().api != nullptr) return empty_exchanged(like, shape, rank);
+  py::tuple size(rank);
+  for (int i = 0; i < rank; ++i) size[i] = py::int_(shape[i]);
+  return like.object().attr("new_empty")(size);
+}
+
+void want_same_kind(const char* name, const Array& array, const char* other_name, const Array& other) {
+  if (array.type().library == other.type().library) return;
+  throw TypeError(std::string(name) + " is a " + type_name(py::type::handle_of(array.object())) + " and " +
+                  other_name + " is a " + type_name(py::type::handle_of(other.object())) +
+                  ", want arrays of one library");
+}
+
+void register_torch(py::object tensor_type, py::object parameter_type, py::object is_grad_enabled,
+                    py::object increment_version, py::dict forward_ad, py::dict dispatch) {
+  torch = {tensor_type.release().ptr(),       parameter_type.release().ptr(), is_grad_enabled.release().ptr(),
+           increment_version.release().ptr(), forward_ad.release().ptr(),     dispatch.release().ptr()};
+}
+
+bool is_plain(py::handle object) {
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+  if (type != torch.tensor_type && type != torch.parameter_type) return false;
+  const auto requires_grad =
+      py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), names().requires_grad));
+  if (!requires_grad) throw py::error_already_set();
+  if (requires_grad.ptr() == Py_False) return true;
+  const auto enabled = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch.is_grad_enabled));
+  if (!enabled) throw py::error_already_set();
+  return enabled.ptr() == Py_False;
+}
+
+bool in_torch_mode() {
+  const auto as_long = [](PyObject* dictionary, PyObject* key) {
+    PyObject* const value = PyDict_GetItemWithError(dictionary, key);
+    if (value == nullptr) throw std::runtime_error("this version of torch does not say whether a mode is active");
+    return PyLong_AsLong(value);
+  };
+  return as_long(torch.forward_ad, names().current_level) >= 0 ||
+         as_long(torch.dispatch, names().in_dispatch_mode) != 0;
+}
+
+void mark_written(const Array& out) {
+  if (out.type().library != Library::torch) return;
+  const py::tuple tensors = py::make_tuple(out.object());
+  const auto done = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.increment_version, tensors.ptr()));
+  if (!done) throw py::error_already_set();
+}
+
+}  // namespace tenfold::bindings

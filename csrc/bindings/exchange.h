@@ -1,0 +1,70 @@
+// Python arrays as views, and new arrays in the library of the caller.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "bindings/dlpack.h"
+#include "core/tensor.h"
+
+namespace tenfold::bindings {
+
+namespace py = pybind11;
+
+enum class Library { numpy, torch, other };
+
+// What is known about an array type; found once per type and kept.
+struct ArrayType {
+  PyTypeObject* type;
+  Library library;
+  const dlpack::ExchangeApi* api;  // null: numpy, or a library that only has __dlpack__
+};
+
+// Raises TypeError where the object is no array.
+const ArrayType& array_type(const char* name, py::handle object);
+
+// A view that stays valid as long as this object (and the array) lives.
+class Array {
+ public:
+  // `name` is the argument's name for errors.
+  Array(const char* name, py::handle object);
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+
+  const TensorView& view() const { return view_; }
+  const ArrayType& type() const { return *type_; }
+  py::handle object() const { return object_; }
+
+ private:
+  void read(const char* name, const dlpack::Tensor& tensor);
+  void read_numpy(const char* name);
+  void read_capsule(const char* name);
+
+  py::handle object_;
+  const ArrayType* type_;
+  TensorView view_;
+  py::object capsule_;
+};
+
+// An uninitialised array of the type, device and library of `like`.
+py::object empty_like(const Array& like, const int64_t* shape, int rank);
+
+// Raises TypeError that names both where `other` comes from another library or device.
+void want_same_kind(const char* name, const Array& array, const char* other_name, const Array& other);
+
+// ---- torch's state, read without linking torch ----
+
+// Called once by tenfold.ops when torch is first seen.
+void register_torch(py::object tensor_type, py::object parameter_type, py::object is_grad_enabled,
+                    py::object increment_version, py::dict forward_ad, py::dict dispatch);
+
+// Whether the object is an ordinary tensor that autograd does not look at. (Tensors inside torch.func
+// transforms look ordinary but have no memory of their own: reading them raises.)
+bool is_plain(py::handle object);
+
+// Whether forward-mode differentiation or a dispatch mode watches what is called.
+bool in_torch_mode();
+
+// Tells autograd that the tensor was written to, so that a saved older value raises instead of being wrong.
+void mark_written(const Array& out);
+
+}  // namespace tenfold::bindings

@@ -1,0 +1,10 @@
+// One function per op family, each in bindings/<family>.cpp.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace tenfold::bindings {
+
+void bind_patches(pybind11::module_& module);
+
+}  // namespace tenfold::bindings

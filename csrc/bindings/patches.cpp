@@ -1,0 +1,150 @@
+#include "patches/patches.h"
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+
+#include "bindings/exchange.h"
+#include "bindings/families.h"
+
+namespace tenfold::bindings {
+namespace {
+
+// Outputs up to this size are written faster than the interpreter's lock is released and taken again.
+constexpr int64_t kHoldLockBytes = 256 << 10;
+
+template <class Kernel>
+void run(const TensorView& out, Kernel&& kernel) {
+  if (out.count() * out.dtype.bytes() <= kHoldLockBytes) return kernel();
+  py::gil_scoped_release released;
+  kernel();
+}
+
+// Writes into `out`, or into a new array like `like`; returns what was written.
+template <class Kernel>
+py::object write(const Array& like, const patches::Shape& shape, py::handle out, Kernel&& kernel) {
+  const bool fresh = out.is_none();
+  py::object target = fresh ? empty_like(like, shape.size, shape.rank) : py::reinterpret_borrow<py::object>(out);
+  const Array array("out", target);
+  want_same_kind("out", array, "the input", like);
+  run(array.view(), [&] { kernel(array.view()); });
+  if (!fresh) mark_written(array);
+  return target;
+}
+
+// The arrays of one call, unless torch has more to do than to run the kernel: a gradient to record, a
+// torch.func transform (whose tensors cannot be read), a mode. Then the caller gets NotImplemented, and
+// tenfold.ops takes the way through torch.autograd.Function.
+template <class Op>
+py::object if_plain(std::initializer_list<py::handle> objects, Op&& op) {
+  // Mixed libraries are for the op to refuse; only torch has anything to watch.
+  if (array_type("argument", *objects.begin()).library != Library::torch) return op();
+  for (const py::handle object : objects) {
+    if (object.is_none() || array_type("argument", object).library != Library::torch) continue;
+    if (!is_plain(object)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  }
+  if (in_torch_mode()) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  try {
+    return op();
+  } catch (const py::error_already_set&) {
+    return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  }
+}
+
+py::object raw_gather(py::handle x, py::handle keep_ids, py::handle out) {
+  const Array input("x", x), ids("keep_ids", keep_ids);
+  want_same_kind("x", input, "keep_ids", ids);
+  return write(input, patches::gather_shape(input.view(), ids.view()), out,
+               [&](const TensorView& to) { patches::gather(input.view(), ids.view(), to); });
+}
+
+py::object raw_restore(py::handle y, py::handle ids, int64_t tokens, py::handle mask_token, py::handle out) {
+  const Array input("y", y), keep_ids("keep_ids", ids);
+  want_same_kind("y", input, "keep_ids", keep_ids);
+  std::optional<Array> fill;
+  if (!mask_token.is_none()) {
+    fill.emplace("mask_token", mask_token);
+    want_same_kind("y", input, "mask_token", *fill);
+  }
+  const TensorView* const row = fill ? &fill->view() : nullptr;
+  return write(input, patches::restore_shape(input.view(), tokens), out,
+               [&](const TensorView& to) { patches::restore(input.view(), keep_ids.view(), row, to); });
+}
+
+py::object raw_restore_from_ranks(py::handle y, py::handle ids, py::handle mask_token, py::handle out) {
+  const Array input("y", y), ranks("restore_ids", ids);
+  want_same_kind("y", input, "restore_ids", ranks);
+  std::optional<Array> fill;
+  if (!mask_token.is_none()) {
+    fill.emplace("mask_token", mask_token);
+    want_same_kind("y", input, "mask_token", *fill);
+  }
+  const TensorView* const row = fill ? &fill->view() : nullptr;
+  const int64_t tokens = ranks.view().rank == 2 ? ranks.view().shape[1] : 0;
+  return write(input, patches::restore_shape(input.view(), tokens), out,
+               [&](const TensorView& to) { patches::restore_from_ranks(input.view(), ranks.view(), row, to); });
+}
+
+py::object raw_dropped_sum(py::handle x, py::handle keep_ids) {
+  const Array input("x", x), ids("keep_ids", keep_ids);
+  patches::Shape row = patches::gather_shape(input.view(), ids.view());
+  row.rank -= 2;
+  for (int i = 0; i < row.rank; ++i) row.size[i] = row.size[i + 2];
+  return write(input, row, py::none(),
+               [&](const TensorView& to) { patches::dropped_sum(input.view(), ids.view(), to); });
+}
+
+void keep_ids_from_ranks(py::handle restore_ids, py::handle keep_ids) {
+  const Array from("restore_ids", restore_ids), to("keep_ids", keep_ids);
+  patches::keep_ids_from_ranks(from.view(), to.view());
+}
+
+void random_keep_ids(py::handle keep_ids, py::handle restore_ids, uint64_t seed, uint64_t offset, bool ordered) {
+  const Array keep("keep_ids", keep_ids), restore("restore_ids", restore_ids);
+  want_same_kind("keep_ids", keep, "restore_ids", restore);
+  run(restore.view(), [&] { patches::random_keep_ids(keep.view(), restore.view(), seed, offset, ordered); });
+  mark_written(keep);
+  mark_written(restore);
+}
+
+}  // namespace
+
+void bind_patches(py::module_& module) {
+  using py::arg;
+  module.def("raw_gather_patches", &raw_gather, arg("x"), arg("keep_ids"), arg("out"),
+             "Runs the kernel, whatever autograd says.");
+  module.def("raw_restore_patches", &raw_restore, arg("y"), arg("keep_ids"), arg("tokens"), arg("mask_token"),
+             arg("out"), "Runs the kernel, whatever autograd says.");
+  module.def("raw_dropped_sum", &raw_dropped_sum, arg("x"), arg("keep_ids"),
+             "Sum of the rows that keep_ids does not name.");
+  module.def(
+      "gather_patches",
+      [](py::handle x, py::handle keep_ids, py::handle out) {
+        return if_plain({x, keep_ids, out}, [&] { return raw_gather(x, keep_ids, out); });
+      },
+      arg("x"), arg("keep_ids"), arg("out"), "NotImplemented where torch has more to do than to run the kernel.");
+  module.def(
+      "restore_patches",
+      [](py::handle y, py::handle keep_ids, int64_t tokens, py::handle mask_token, py::handle out) {
+        return if_plain({y, keep_ids, mask_token, out},
+                        [&] { return raw_restore(y, keep_ids, tokens, mask_token, out); });
+      },
+      arg("y"), arg("keep_ids"), arg("tokens"), arg("mask_token"), arg("out"),
+      "NotImplemented where torch has more to do than to run the kernel.");
+  module.def(
+      "restore_patches_from_ranks",
+      [](py::handle y, py::handle restore_ids, py::handle mask_token, py::handle out) {
+        return if_plain({y, restore_ids, mask_token, out},
+                        [&] { return raw_restore_from_ranks(y, restore_ids, mask_token, out); });
+      },
+      arg("y"), arg("restore_ids"), arg("mask_token"), arg("out"),
+      "NotImplemented where torch has more to do than to run the kernel.");
+  module.def("keep_ids_from_ranks", &keep_ids_from_ranks, arg("restore_ids"), arg("keep_ids"),
+             "Writes keep_ids[b, restore_ids[b, n]] = n for the ranks that fit.");
+  module.def("random_keep_ids", &random_keep_ids, arg("keep_ids"), arg("restore_ids"), arg("seed"), arg("offset"),
+             arg("ordered"), "Fills both with uniform draws without replacement.");
+}
+
+}  // namespace tenfold::bindings

@@ -1,0 +1,314 @@
+"""The torch half of tenfold.ops.patches: gradients, transforms and torch.compile.
+
+Gathering and restoring are linear, and each is the other's backward:
+
+    gather  (x)       : backward = restore(grad, no mask token)
+    restore (y, mask) : backward = gather(grad), dropped_sum(grad)
+    dropped_sum (x)   : backward = restore(zeros, mask = grad)
+
+so gradients of any order come from the same three kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.compiler import is_dynamo_compiling
+
+from tenfold import _core
+from tenfold.ops._torch import apply, define, fold, refuse_out_with_gradient
+from tenfold.ops.patches import _check_counts, _check_mask
+
+SUMMED = (torch.float32, torch.float64, torch.bfloat16)
+"""Types that the kernel of dropped_sum adds up itself; others go through float32."""
+
+
+# ---- registered operators ----
+
+
+def _dropped_sum_kernel(x: Tensor, keep_ids: Tensor) -> Tensor:
+    wide = x if x.dtype in SUMMED else x.float()
+    total: Tensor = _core.raw_dropped_sum(wide.contiguous(), keep_ids)
+    return total.to(x.dtype)
+
+
+def _keep_ids_kernel(restore_ids: Tensor, keep: int) -> Tensor:
+    keep_ids = restore_ids.new_empty((restore_ids.shape[0], keep))
+    _core.keep_ids_from_ranks(restore_ids, keep_ids)
+    return keep_ids
+
+
+def _random_kernel(
+    batch: int, tokens: int, keep: int, seed: int, offset: int, ordered: bool
+) -> tuple[Tensor, Tensor]:
+    keep_ids = torch.empty((batch, keep), dtype=torch.int64)
+    restore_ids = torch.empty((batch, tokens), dtype=torch.int64)
+    _core.random_keep_ids(keep_ids, restore_ids, seed % 2**64, offset, ordered)
+    return keep_ids, restore_ids
+
+
+_gather_op = define(
+    "gather_patches(Tensor x, Tensor keep_ids) -> Tensor",
+    lambda x, keep_ids: _core.raw_gather_patches(x, keep_ids, None),
+    lambda x, keep_ids: x.new_empty((*keep_ids.shape, *x.shape[2:])),
+)
+_restore_op = define(
+    "restore_patches(Tensor y, Tensor keep_ids, SymInt tokens, Tensor? mask_token) -> Tensor",
+    lambda y, keep_ids, tokens, mask: _core.raw_restore_patches(y, keep_ids, tokens, mask, None),
+    lambda y, keep_ids, tokens, mask: y.new_empty((y.shape[0], tokens, *y.shape[2:])),
+)
+_dropped_sum_op = define(
+    "dropped_sum(Tensor x, Tensor keep_ids) -> Tensor",
+    _dropped_sum_kernel,
+    lambda x, keep_ids: x.new_empty(x.shape[2:]),
+)
+_keep_ids_op = define(
+    "keep_ids_from_ranks(Tensor restore_ids, SymInt keep) -> Tensor",
+    _keep_ids_kernel,
+    lambda restore_ids, keep: restore_ids.new_empty((restore_ids.shape[0], keep)),
+)
+_random_op = define(
+    "random_keep_ids(SymInt batch, SymInt tokens, SymInt keep, SymInt seed, SymInt offset, bool ordered)"
+    " -> (Tensor, Tensor)",
+    _random_kernel,
+    lambda batch, tokens, keep, seed, offset, ordered: (
+        torch.empty((batch, keep), dtype=torch.int64),
+        torch.empty((batch, tokens), dtype=torch.int64),
+    ),
+)
+
+
+# ---- the three linear maps: the kernel where nothing watches, else the operator ----
+
+
+def _gather_rows(x: Tensor, keep_ids: Tensor) -> Tensor:
+    result = NotImplemented if is_dynamo_compiling() else _core.gather_patches(x, keep_ids, None)
+    return _gather_op(x, keep_ids) if result is NotImplemented else result  # type: ignore[no-any-return]
+
+
+def _restore_rows(y: Tensor, keep_ids: Tensor, tokens: int, mask_token: Tensor | None) -> Tensor:
+    if not is_dynamo_compiling():
+        result = _core.restore_patches(y, keep_ids, tokens, mask_token, None)
+        if result is not NotImplemented:
+            return result  # type: ignore[no-any-return]
+    return _restore_op(y, keep_ids, tokens, mask_token)  # type: ignore[no-any-return]
+
+
+# ---- gradients ----
+
+
+class Gather(Function):
+    """x (B, N, ...), keep_ids (B, K) -> (B, K, ...)."""
+
+    @staticmethod
+    def forward(x: Tensor, keep_ids: Tensor) -> Tensor:  # type: ignore[override]
+        """Gather."""
+        return _gather_rows(x, keep_ids)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Keep the ids and the number of tokens."""
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+        ctx.tokens = inputs[0].shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """Put the rows of `grad` back; dropped tokens get zero."""
+        (keep_ids,) = ctx.saved_tensors
+        return apply(Restore, grad, keep_ids, ctx.tokens, None), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        """The map is linear."""
+        return _gather_rows(tangent, ctx.saved_tensors[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, keep_ids: Tensor) -> tuple[Tensor, int]:
+        """One call over the merged batch."""
+        size = info.batch_size
+        out = apply(Gather, fold(x, in_dims[0], size), fold(keep_ids, in_dims[1], size))
+        return out.unflatten(0, (size, -1)), 0
+
+
+class Restore(Function):
+    """y (B, K, ...), keep_ids (B, K), mask_token (...) or None -> (B, tokens, ...)."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        y: Tensor, keep_ids: Tensor, tokens: int, mask_token: Tensor | None
+    ) -> Tensor:
+        """Restore."""
+        return _restore_rows(y, keep_ids, tokens, mask_token)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the ids."""
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+        ctx.tokens = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:  # type: ignore[override]
+        """Gather the kept rows of `grad`; add up the dropped ones."""
+        (keep_ids,) = ctx.saved_tensors
+        wants_y, _, _, wants_mask = ctx.needs_input_grad
+        y_grad = apply(Gather, grad, keep_ids) if wants_y else None
+        mask_grad = apply(DroppedSum, grad, keep_ids) if wants_mask else None
+        return y_grad, None, None, mask_grad
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None, __: None, mask_tangent: Tensor | None) -> Tensor:  # type: ignore[override]
+        """The map is linear."""
+        return _restore_rows(tangent, ctx.saved_tensors[0], ctx.tokens, mask_tangent)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, y: Tensor, keep_ids: Tensor, tokens: int, mask_token: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """One call over the merged batch; a mask token per element is blended in afterwards."""
+        size = info.batch_size
+        rows, ids = fold(y, in_dims[0], size), fold(keep_ids, in_dims[1], size)
+        if mask_token is None or in_dims[3] is None:
+            return apply(Restore, rows, ids, tokens, mask_token).unflatten(0, (size, -1)), 0
+        out = apply(Restore, rows, ids, tokens, None).unflatten(0, (size, -1))
+        kept = apply(Restore, torch.ones_like(ids, dtype=torch.bool), ids, tokens, None)
+        kept = kept.unflatten(0, (size, -1)).reshape(*out.shape[:3], *[1] * (out.dim() - 3))
+        fill = mask_token.movedim(in_dims[3], 0)[:, None, None]
+        return torch.where(kept, out, fill), 0
+
+
+class DroppedSum(Function):
+    """x (B, N, ...), keep_ids (B, K) -> (...), the sum of the rows that keep_ids does not name."""
+
+    @staticmethod
+    def forward(x: Tensor, keep_ids: Tensor) -> Tensor:  # type: ignore[override]
+        """Sum."""
+        return _dropped_sum_op(x, keep_ids)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Keep the ids and the number of tokens."""
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+        ctx.tokens = inputs[0].shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """Every dropped row gets `grad`."""
+        (keep_ids,) = ctx.saved_tensors
+        zeros = grad.new_zeros((*keep_ids.shape, *grad.shape))
+        return apply(Restore, zeros, keep_ids, ctx.tokens, grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        """The map is linear."""
+        return _dropped_sum_op(tangent, ctx.saved_tensors[0])  # type: ignore[no-any-return]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, keep_ids: Tensor) -> tuple[Tensor, int]:
+        """One call per element: each has its own sum."""
+        rows = x.unsqueeze(0).expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+        ids = [keep_ids] * info.batch_size if in_dims[1] is None else keep_ids.unbind(in_dims[1])
+        return torch.stack([apply(DroppedSum, row, one) for row, one in zip(rows, ids, strict=True)]), 0
+
+
+# ---- what tenfold.ops.patches calls ----
+
+
+def gather_patches(x: Tensor, keep_ids: Tensor, out: Tensor | None) -> Tensor:
+    """See tenfold.ops.patches.gather_patches."""
+    if not is_dynamo_compiling():
+        result = _core.gather_patches(x, keep_ids, out)
+        if result is not NotImplemented:
+            return result  # type: ignore[no-any-return]
+    refuse_out_with_gradient(out, x)
+    result = apply(Gather, x, keep_ids)
+    return result if out is None else out.copy_(result)
+
+
+def restore_patches(
+    y: Tensor, keep_ids: Tensor, tokens: int, mask_token: Tensor | None, out: Tensor | None
+) -> Tensor:
+    """See tenfold.ops.patches.restore_patches."""
+    mask_token = _autocast_row(mask_token, y)
+    if not is_dynamo_compiling():
+        result = _core.restore_patches(y, keep_ids, tokens, mask_token, out)
+        if result is not NotImplemented:
+            return result  # type: ignore[no-any-return]
+    refuse_out_with_gradient(out, y, mask_token)
+    result = apply(Restore, y, keep_ids, tokens, mask_token)
+    return result if out is None else out.copy_(result)
+
+
+def restore_patches_from_ranks(
+    y: Tensor, restore_ids: Tensor, mask_token: Tensor | None, out: Tensor | None
+) -> Tensor:
+    """See tenfold.ops.patches.restore_patches, with restore_ids."""
+    mask_token = _autocast_row(mask_token, y)
+    if not is_dynamo_compiling():
+        result = _core.restore_patches_from_ranks(y, restore_ids, mask_token, out)
+        if result is not NotImplemented:
+            return result  # type: ignore[no-any-return]
+    keep_ids = apply(KeepIds, restore_ids, y.shape[1])
+    return restore_patches(y, keep_ids, restore_ids.shape[1], mask_token, out)
+
+
+class KeepIds(Function):
+    """restore_ids (B, N) -> keep_ids (B, keep). Not differentiable; a Function for the sake of vmap."""
+
+    @staticmethod
+    def forward(restore_ids: Tensor, keep: int) -> Tensor:  # type: ignore[override]
+        """Invert the ranks below `keep`."""
+        return _keep_ids_op(restore_ids, keep)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        """Ids have no gradient."""
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:  # type: ignore[override]
+        """Ids have no gradient."""
+        return None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> None:  # type: ignore[override]
+        """Ids have no tangent."""
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, restore_ids: Tensor, keep: int) -> tuple[Tensor, int]:
+        """One call over the merged batch."""
+        folded = fold(restore_ids, in_dims[0], info.batch_size)
+        return apply(KeepIds, folded, keep).unflatten(0, (info.batch_size, -1)), 0
+
+
+def _autocast_row(mask_token: Tensor | None, y: Tensor) -> Tensor | None:
+    """Under autocast a mask token follows y's type, as torch.cat's operands would share one."""
+    if mask_token is None or mask_token.dtype == y.dtype or not torch.is_autocast_enabled(y.device.type):
+        return mask_token
+    return mask_token.to(y.dtype)
+
+
+def random_keep_ids(
+    batch: int, tokens: int, keep: int, seed: int, offset: int, ordered: bool
+) -> tuple[Tensor, Tensor]:
+    """See tenfold.ops.patches.random_keep_ids."""
+    if is_dynamo_compiling():
+        return _random_op(batch, tokens, keep, seed, offset, ordered)  # type: ignore[no-any-return]
+    return _random_kernel(batch, tokens, keep, seed, offset, ordered)
+
+
+def keep_ids_from_mask(mask: Tensor, keep: int | None) -> Tensor:
+    """See tenfold.ops.patches.keep_ids_from_mask."""
+    _check_mask(mask.dtype == torch.bool, mask.dtype, tuple(mask.shape))
+    if not is_dynamo_compiling():
+        counts = mask.sum(dim=1)
+        keep = (int(counts[0]) if len(counts) else 0) if keep is None else keep
+        _check_counts((counts != keep).nonzero()[:, 0].tolist(), counts, keep)
+    # A stable sort puts the kept tokens first, in order, and has a static shape.
+    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :keep]

@@ -1,0 +1,50 @@
+"""What the torch halves of the op families share: the operator library and a faster Function.apply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import Function
+
+from tenfold.ops._arrays import register_torch
+
+register_torch()
+
+LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
+
+
+def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Register `tenfold::<schema>` for every backend, and its shape rule for torch.compile.
+
+    The operators carry no autograd of their own: they are called inside a torch.autograd.Function, the one
+    form for which torch.func.grad and vmap(grad) work and torch.func.jvp raises instead of returning zero.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tenfold::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.tenfold, name).default
+
+
+def apply(function: type[Function], *args: Any) -> Any:
+    """`function.apply(*args)` without the signature that torch inspects at every call (10 us)."""
+    if torch.compiler.is_dynamo_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(Function, function).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+
+
+def refuse_out_with_gradient(out: torch.Tensor | None, *inputs: torch.Tensor | None) -> None:
+    """Raise ValueError where a gradient would have to pass through memory that the caller keeps."""
+    if out is None or not torch.is_grad_enabled():
+        return
+    if any(tensor is not None and tensor.requires_grad for tensor in (out, *inputs)):
+        raise ValueError("out is given and a gradient is wanted; want out=None, or a call under torch.no_grad()")
+
+
+def fold(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:
+    """Merge a vmapped dimension (None: not vmapped) into the batch: (V, B, ...) -> (V * B, ...)."""
+    moved = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return moved.flatten(0, 1)
