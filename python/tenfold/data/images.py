@@ -16,7 +16,7 @@ class CaptionedImages:
 
     images: NDArray[np.uint8]  # (N, H, W, 3), sRGB, over white where the source was transparent
     captions: list[str]
-    names: list[str]
+    names: list[str]  # one per picture, no two alike: code points, or the path inside the user's folder
     groups: NDArray[np.int64]  # (N,), numbered from 0 in order of first appearance
     train: NDArray[np.int64]
     heldout: NDArray[np.int64]

