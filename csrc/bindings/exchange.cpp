@@ -250,6 +250,7 @@ bool in_torch_mode() {
 
 void mark_written(const Array& out) {
   if (out.type().library != Library::torch) return;
+  if (torch.increment_version == nullptr) throw std::runtime_error("want tenfold.ops to be imported first");
   const py::tuple tensors = py::make_tuple(out.object());
   const auto done = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.increment_version, tensors.ptr()));
   if (!done) throw py::error_already_set();

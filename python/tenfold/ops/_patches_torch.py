@@ -11,7 +11,9 @@ so gradients of any order come from the same three kernels.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,9 +21,10 @@ from torch.autograd import Function
 from torch.compiler import is_dynamo_compiling
 
 from tenfold import _core
-from tenfold.ops._torch import apply, define, fold, refuse_out_with_gradient
+from tenfold.ops._torch import LIBRARY, apply, define, fold, refuse_out_with_gradient
 from tenfold.ops.patches import _check_counts, _check_mask
 
+Call: TypeAlias = Callable[..., Tensor]
 SUMMED = (torch.float32, torch.float64, torch.bfloat16)
 """Types that the kernel of dropped_sum adds up itself; others go through float32."""
 
@@ -97,6 +100,50 @@ def _restore_rows(y: Tensor, keep_ids: Tensor, tokens: int, mask_token: Tensor |
     return _restore_op(y, keep_ids, tokens, mask_token)  # type: ignore[no-any-return]
 
 
+# ---- vmap: one call over the merged batch; `call` is the operator, or the Function that records it ----
+
+
+def _vmap_gather(call: Call, info: Any, in_dims: Any, x: Tensor, keep_ids: Tensor) -> tuple[Tensor, int]:
+    size = info.batch_size
+    out = call(fold(x, in_dims[0], size), fold(keep_ids, in_dims[1], size))
+    return out.unflatten(0, (size, -1)), 0
+
+
+def _vmap_restore(
+    call: Call, info: Any, in_dims: Any, y: Tensor, keep_ids: Tensor, tokens: int, mask_token: Tensor | None
+) -> tuple[Tensor, int]:
+    size = info.batch_size
+    rows, ids = fold(y, in_dims[0], size), fold(keep_ids, in_dims[1], size)
+    if mask_token is None or in_dims[3] is None:
+        return call(rows, ids, tokens, mask_token).unflatten(0, (size, -1)), 0
+    # A mask token per element is blended in afterwards.
+    out = call(rows, ids, tokens, None).unflatten(0, (size, -1))
+    kept = _restore_op(torch.ones_like(ids, dtype=torch.bool), ids, tokens, None)
+    kept = kept.unflatten(0, (size, -1)).reshape(*out.shape[:3], *[1] * (out.dim() - 3))
+    return torch.where(kept, out, mask_token.movedim(in_dims[3], 0)[:, None, None]), 0
+
+
+def _vmap_dropped_sum(call: Call, info: Any, in_dims: Any, x: Tensor, keep_ids: Tensor) -> tuple[Tensor, int]:
+    size = info.batch_size  # each element has its own sum, so each is its own call
+    rows = [x] * size if in_dims[0] is None else x.unbind(in_dims[0])
+    ids = [keep_ids] * size if in_dims[1] is None else keep_ids.unbind(in_dims[1])
+    return torch.stack([call(row, one) for row, one in zip(rows, ids, strict=True)]), 0
+
+
+def _vmap_keep_ids(call: Call, info: Any, in_dims: Any, restore_ids: Tensor, keep: int) -> tuple[Tensor, int]:
+    folded = fold(restore_ids, in_dims[0], info.batch_size)
+    return call(folded, keep).unflatten(0, (info.batch_size, -1)), 0
+
+
+for _operator, _rule in (
+    (_gather_op, _vmap_gather),
+    (_restore_op, _vmap_restore),
+    (_dropped_sum_op, _vmap_dropped_sum),
+    (_keep_ids_op, _vmap_keep_ids),
+):
+    torch.library.register_vmap(_operator, partial(_rule, _operator), lib=LIBRARY)
+
+
 # ---- gradients ----
 
 
@@ -112,7 +159,6 @@ class Gather(Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         """Keep the ids and the number of tokens."""
         ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
         ctx.tokens = inputs[0].shape[1]
 
     @staticmethod
@@ -122,16 +168,9 @@ class Gather(Function):
         return apply(Restore, grad, keep_ids, ctx.tokens, None), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
-        """The map is linear."""
-        return _gather_rows(tangent, ctx.saved_tensors[0])
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, keep_ids: Tensor) -> tuple[Tensor, int]:
-        """One call over the merged batch."""
-        size = info.batch_size
-        out = apply(Gather, fold(x, in_dims[0], size), fold(keep_ids, in_dims[1], size))
-        return out.unflatten(0, (size, -1)), 0
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        """Over the merged batch, recording gradients."""
+        return _vmap_gather(partial(apply, Gather), info, in_dims, *args)
 
 
 class Restore(Function):
@@ -148,7 +187,6 @@ class Restore(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the ids."""
         ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
         ctx.tokens = inputs[2]
 
     @staticmethod
@@ -161,24 +199,9 @@ class Restore(Function):
         return y_grad, None, None, mask_grad
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None, __: None, mask_tangent: Tensor | None) -> Tensor:  # type: ignore[override]
-        """The map is linear."""
-        return _restore_rows(tangent, ctx.saved_tensors[0], ctx.tokens, mask_tangent)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, y: Tensor, keep_ids: Tensor, tokens: int, mask_token: Tensor | None
-    ) -> tuple[Tensor, int]:
-        """One call over the merged batch; a mask token per element is blended in afterwards."""
-        size = info.batch_size
-        rows, ids = fold(y, in_dims[0], size), fold(keep_ids, in_dims[1], size)
-        if mask_token is None or in_dims[3] is None:
-            return apply(Restore, rows, ids, tokens, mask_token).unflatten(0, (size, -1)), 0
-        out = apply(Restore, rows, ids, tokens, None).unflatten(0, (size, -1))
-        kept = apply(Restore, torch.ones_like(ids, dtype=torch.bool), ids, tokens, None)
-        kept = kept.unflatten(0, (size, -1)).reshape(*out.shape[:3], *[1] * (out.dim() - 3))
-        fill = mask_token.movedim(in_dims[3], 0)[:, None, None]
-        return torch.where(kept, out, fill), 0
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        """Over the merged batch, recording gradients."""
+        return _vmap_restore(partial(apply, Restore), info, in_dims, *args)
 
 
 class DroppedSum(Function):
@@ -193,7 +216,6 @@ class DroppedSum(Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         """Keep the ids and the number of tokens."""
         ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
         ctx.tokens = inputs[0].shape[1]
 
     @staticmethod
@@ -204,16 +226,9 @@ class DroppedSum(Function):
         return apply(Restore, zeros, keep_ids, ctx.tokens, grad), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
-        """The map is linear."""
-        return _dropped_sum_op(tangent, ctx.saved_tensors[0])  # type: ignore[no-any-return]
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, keep_ids: Tensor) -> tuple[Tensor, int]:
-        """One call per element: each has its own sum."""
-        rows = x.unsqueeze(0).expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
-        ids = [keep_ids] * info.batch_size if in_dims[1] is None else keep_ids.unbind(in_dims[1])
-        return torch.stack([apply(DroppedSum, row, one) for row, one in zip(rows, ids, strict=True)]), 0
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        """Over the merged batch, recording gradients."""
+        return _vmap_dropped_sum(partial(apply, DroppedSum), info, in_dims, *args)
 
 
 # ---- what tenfold.ops.patches calls ----
@@ -276,15 +291,9 @@ class KeepIds(Function):
         return None, None
 
     @staticmethod
-    def jvp(ctx: Any, *_: Any) -> None:  # type: ignore[override]
-        """Ids have no tangent."""
-        return None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, restore_ids: Tensor, keep: int) -> tuple[Tensor, int]:
-        """One call over the merged batch."""
-        folded = fold(restore_ids, in_dims[0], info.batch_size)
-        return apply(KeepIds, folded, keep).unflatten(0, (info.batch_size, -1)), 0
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        """Over the merged batch, recording gradients."""
+        return _vmap_keep_ids(partial(apply, KeepIds), info, in_dims, *args)
 
 
 def _autocast_row(mask_token: Tensor | None, y: Tensor) -> Tensor | None:

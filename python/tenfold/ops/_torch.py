@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from tenfold.ops._arrays import register_torch
 
@@ -19,14 +19,34 @@ LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Register `tenfold::<schema>` for every backend, and its shape rule for torch.compile.
 
-    The operators carry no autograd of their own: they are called inside a torch.autograd.Function, the one
-    form for which torch.func.grad and vmap(grad) work and torch.func.jvp raises instead of returning zero.
+    The operators have no gradient of their own: they are called inside a torch.autograd.Function, the one form
+    for which torch.func.grad and vmap(grad) work and torch.func.jvp raises instead of returning zero. Reached
+    in any other way with an input that wants a gradient, they raise too.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tenfold::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.tenfold, name).default
+    operator = getattr(torch.ops.tenfold, name).default
+
+    def without_gradient(*args: Any) -> Any:
+        if any(isinstance(arg, torch.Tensor) and _wants_gradient(arg) for arg in args):
+            raise NotImplementedError(
+                f"torch.ops.tenfold.{name} records no gradient here. Call tenfold.ops instead; its ops support "
+                "backward, torch.func.grad and vmap, but not forward-mode differentiation, nor torch.func.grad "
+                "and jvp inside torch.compile"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    LIBRARY.impl(name, without_gradient, "Autograd")
+    return operator
+
+
+def _wants_gradient(tensor: torch.Tensor) -> bool:
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        return True
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def apply(function: type[Function], *args: Any) -> Any:
