@@ -1,0 +1,1 @@
+"""Text-to-image diffusion: the transformer, EDM preconditioning, samplers, text encoder, generators."""

@@ -1,0 +1,107 @@
+"""Pictures from captions, out of a run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tenfold.diffusion.dit import DiT, DiTConfig, unpatchify
+from tenfold.diffusion.edm import EDMConfig
+from tenfold.diffusion.guidance import guided_denoiser
+from tenfold.diffusion.pixels import PixelScaling
+from tenfold.diffusion.precision import cpu_has_bf16
+from tenfold.diffusion.samplers import heun, karras_sigmas
+from tenfold.diffusion.text import TextEncoder, TextStates
+from tenfold.engine import checkpoint
+from tenfold.engine.config import from_dict
+from tenfold.engine.run import RunDirectory
+from tenfold.engine.schedule import generator
+from tenfold.errors import UserError
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How pictures are drawn."""
+
+    steps: int = 18
+    """Noise levels; each but the last costs two evaluations of the network."""
+    guidance: float = 3.0
+    """Weight of the caption; 1 is none, higher follows the caption more and varies less."""
+    sigma_min: float = 0.01
+    """Lowest noise level."""
+    sigma_max: float = 40.0
+    """Highest noise level, where sampling starts."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be sampled, before any work is done."""
+        if self.guidance < 0:
+            raise ValueError(f"guidance: wanted at least 0, got {self.guidance}")
+        karras_sigmas(self.steps, self.sigma_min, self.sigma_max)
+
+
+class Generator:
+    """A trained network with everything it needs to draw."""
+
+    def __init__(self, model: DiT, noise: EDMConfig, pixels: PixelScaling, encoder: TextEncoder) -> None:
+        self.model, self.noise, self.pixels, self.encoder = model.eval(), noise, pixels, encoder
+
+    def sample(
+        self, captions: Sequence[str], seed: int, sampler: SamplerConfig | None = None
+    ) -> NDArray[np.uint8]:
+        """Draw one picture per caption: (N, H, W, 3) uint8.
+
+        The noise of picture i depends on (seed, i) alone; no global generator is touched.
+        """
+        return self.sample_encoded(self.encoder.encode(captions), seed, sampler)
+
+    def sample_encoded(
+        self, text: TextStates, seed: int, sampler: SamplerConfig | None = None
+    ) -> NDArray[np.uint8]:
+        """Draw one picture per encoded caption; as `sample`."""
+        sampler = sampler or SamplerConfig()
+        config = self.model.config
+        shape = (config.tokens, config.patch_size**2 * config.channels)
+        sigmas = karras_sigmas(sampler.steps, sampler.sigma_min, sampler.sigma_max)
+        pictures = []
+        for start in range(0, len(text), BATCH):
+            rows = slice(start, min(start + BATCH, len(text)))
+            keys = range(rows.start, rows.stop)
+            noise = torch.stack([torch.randn(shape, generator=generator(seed, index)) for index in keys])
+            denoise = guided_denoiser(
+                self.model, self.noise, text.states[rows], text.mask[rows], sampler.guidance, cpu_has_bf16()
+            )
+            patches = heun(denoise, noise, sigmas)
+            x = unpatchify(patches, config.patch_size, config.image_size, config.image_size)
+            pictures.append(self.pixels.decode(x, self.noise.sigma_data))
+        if not pictures:
+            return np.empty((0, config.image_size, config.image_size, config.channels), np.uint8)
+        return np.concatenate(pictures)
+
+
+def load_generator(path: Path | str, encoder: TextEncoder | None = None) -> Generator:
+    """Load the averaged weights of the newest checkpoint of a run.
+
+    Any run whose config.json has `model` (DiTConfig), `noise` (EDMConfig) and `pixels` (PixelScaling) and
+    whose checkpoints have the group `ema` will do. UserError when the folder is no such run.
+    """
+    run = RunDirectory.open(Path(path))
+    source = str(run.path / "config.json")
+    if not {"model", "noise", "pixels"} <= run.config_dict.keys():
+        raise UserError(f"{source}: not a text-to-image run (needs model, noise and pixels)")
+    config = from_dict(DiTConfig, run.config_dict["model"], source)
+    noise = from_dict(EDMConfig, run.config_dict["noise"], source)
+    pixels = from_dict(PixelScaling, run.config_dict["pixels"], source)
+    newest = checkpoint.latest(run.checkpoints)
+    if newest is None:
+        raise UserError(f"{run.checkpoints}: no checkpoint yet; train first (--resume {run.path})")
+    model = DiT(config)
+    loaded = checkpoint.load(newest, groups=["ema"])
+    checkpoint.load_module(model, loaded.tensors["ema"], newest)
+    return Generator(model, noise, pixels, encoder or TextEncoder.load())

@@ -1,0 +1,1 @@
+"""One folder per published method; a method never imports another."""

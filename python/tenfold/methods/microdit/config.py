@@ -1,0 +1,105 @@
+"""The configuration of a MicroDiT run and its presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tenfold.diffusion.dit import DiTConfig
+from tenfold.diffusion.edm import EDMConfig
+from tenfold.diffusion.precision import cpu_has_bf16
+
+
+@dataclass(frozen=True)
+class MicroDiTConfig:
+    """What a run is: with the data, it determines every weight."""
+
+    model: DiTConfig = field(default_factory=DiTConfig)
+    noise: EDMConfig = field(default_factory=EDMConfig)
+    data: str = "openmoji"
+    """`openmoji`, or a folder of images with captions (NAME.txt beside each image, or one captions.jsonl)."""
+    seed: int = 0
+    """Seed of the weights, the order of the images, the noise and the samples."""
+    steps: int = 0
+    """Optimiser steps; 0 takes as many as the budget holds, measured before the first one."""
+    batch: int = 64
+    """Images of one optimiser step."""
+    lr: float = 1.5e-3
+    """Peak learning rate, after a linear warm-up and before half a cosine down to zero."""
+    warmup: int = 50
+    """Steps of the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's averaging factors."""
+    weight_decay: float = 0.01
+    """AdamW's decay of matrices; vectors are not decayed."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.998
+    """Decay of the averaged weights, which are the ones that sample."""
+    caption_dropout: float = 0.1
+    """Share of captions replaced by the null caption, for guidance."""
+    mask_ratio: float = 0.0
+    """Share of patches dropped between mixer and backbone (deferred masking)."""
+    unmasked_share: float = 0.25
+    """Last share of the steps that sees every patch, when mask_ratio is not 0."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the matrix products; auto is bf16 where the CPU has it. Weights are float32."""
+    guidance: float = 3.0
+    """Weight of the caption in the samples of the report, and the default when sampling."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 makes twenty in a run."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        for name in ("batch", "lr", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: wanted a positive number, got {getattr(self, name)}")
+        for name in ("steps", "warmup", "checkpoint_every", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
+        for name in ("ema", "caption_dropout", "mask_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: wanted 0 <= {name} < 1, got {getattr(self, name)}")
+        if not 0 <= self.unmasked_share <= 1:
+            raise ValueError(f"unmasked_share: wanted 0 to 1, got {self.unmasked_share}")
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the matrix products run in bfloat16 on this machine."""
+        return self.precision == "bf16" or (self.precision == "auto" and cpu_has_bf16())
+
+
+def laptop() -> MicroDiTConfig:
+    """Two CPU cores, ten minutes, 32x32 pixels; how it was chosen is in docs/microdit_presets.md."""
+    return MicroDiTConfig()
+
+
+def laptop64() -> MicroDiTConfig:
+    """Two CPU cores, an hour, 64x64 pixels."""
+    return MicroDiTConfig(model=DiTConfig(image_size=64, patch_size=16))
+
+
+def paper() -> MicroDiTConfig:
+    """The published XL/2 at its first stage, in pixels of a 32x32 grid: for GPUs, not run by us.
+
+    The paper trains on latents of a pre-trained autoencoder (4 channels at 1/8 of 256 pixels); this
+    preset keeps its transformer, masking, optimiser and noise.
+    """
+    model = DiTConfig(
+        image_size=64, patch_size=2, width=1024, depth=28, mixer_width=768, mixer_depth=6, multiple=256
+    )
+    return MicroDiTConfig(
+        model=model,
+        batch=2048,
+        lr=2.4e-4,
+        warmup=2500,
+        steps=280_000,
+        betas=(0.9, 0.999),
+        weight_decay=0.1,
+        clip=0.25,
+        mask_ratio=0.75,
+        unmasked_share=30 / 280,
+    )
+
+
+PRESETS = {"laptop": laptop, "laptop64": laptop64, "paper": paper}
