@@ -1,8 +1,11 @@
 """A run directory is made whole, refuses to overwrite, and is trained in by one process at a time."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +47,20 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
     with pytest.raises(UserError, match=r"holiday.jpg"):
         RunDirectory.create(tmp_path / "holiday.jpg" / "run", {})
+
+
+def test_a_full_disk_at_create_leaves_nothing(tmp_path, monkeypatch):
+    mkdir = Path.mkdir
+
+    def fail(path, *args, **settings):
+        if path.name == "figures":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        mkdir(path, *args, **settings)
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with pytest.raises(UserError, match=r"cannot write .*run: No space left on device; free"):
+        RunDirectory.create(tmp_path / "deep" / "run", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_create_leaves_nothing(tmp_path, monkeypatch):

@@ -39,8 +39,9 @@ class RunDirectory:
         path = Path(path)
         if (path / CONFIG).exists():
             raise UserError(f"{path} already holds a run; go on with --resume {path}, or give another --out")
-        made = _make_folders(path)
+        made: list[Path] = []
         try:
+            _make_folders(path, made)
             run = cls(path, json.loads(_dumps(config)))
             run.write_json(CONFIG, config)
         except BaseException:
@@ -146,9 +147,8 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _make_folders(path: Path) -> list[Path]:
-    """Make the run's folders and return the new ones; refuse a folder with anything else in it."""
-    made: list[Path] = []
+def _make_folders(path: Path, made: list[Path]) -> None:
+    """Make the run's folders, adding the new ones to `made`; refuse a folder with anything else in it."""
     try:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(missing):
@@ -164,4 +164,3 @@ def _make_folders(path: Path) -> list[Path]:
                 made.append(path / name)
     except OSError as error:
         raise write_error(path, error) from error
-    return made
