@@ -139,6 +139,25 @@ def test_directory_appears_whole_and_replaces(tmp_path):
     assert names(path / "deep") == ["two"]
 
 
+def test_a_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch):
+    path = tmp_path / "built"
+    path.mkdir()
+    (path / "old").touch()
+    replace, calls = Path.replace, []
+
+    def second_fails(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", second_fails)
+    with pytest.raises(UserError, match="built: Input/output error"), atomic_directory(path):
+        pass
+    assert names(tmp_path) == ["built"]
+    assert names(path) == ["old"]
+
+
 def test_discarded_directory_loses_its_name_first(tmp_path, monkeypatch):
     path = tmp_path / "old"
     path.mkdir()

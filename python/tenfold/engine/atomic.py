@@ -53,20 +53,13 @@ def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]
     is gone. A full disk, a missing folder or missing rights raise `UserError` naming `path`.
     """
     path = Path(path)
-    temporary = temporary_name(path)
     text = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
-    try:
+    with _temporary(path) as temporary:
         with temporary.open(mode, **text) as stream:  # type: ignore[call-overload]
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        _remove(temporary)
-        if isinstance(error, OSError) and _at_fault(error, path, temporary):
-            raise write_error(path, error) from error
-        raise
 
 
 @contextmanager
@@ -78,24 +71,39 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Errors are as for `atomic_write`.
     """
     path = Path(path)
-    temporary = temporary_name(path)
-    try:
+    with _temporary(path) as temporary:
         temporary.mkdir()
         yield temporary
         _sync_tree(temporary)
         if path.exists():
-            aside = temporary_name(path)
-            path.replace(aside)
-            temporary.replace(path)
-            _remove(aside)
+            _swap(temporary, path)
         else:
             temporary.replace(path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield a free name beside `path`; if the block raises, clear it away and say if the disk is at fault."""
+    temporary = temporary_name(path)
+    try:
+        yield temporary
         sync_folder(path.parent)
     except BaseException as error:
         _remove(temporary)
         if isinstance(error, OSError) and _at_fault(error, path, temporary):
             raise write_error(path, error) from error
         raise
+
+
+def _swap(new: Path, path: Path) -> None:
+    aside = temporary_name(path)
+    path.replace(aside)
+    try:
+        new.replace(path)
+    except BaseException:
+        aside.replace(path)
+        raise
+    _remove(aside)
 
 
 def discard_directory(path: Path) -> None:
