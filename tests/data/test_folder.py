@@ -230,6 +230,12 @@ def spoil_unlisted(folder):
     return folder, r"sub/b\.png: no caption in .* 1 other"
 
 
+def spoil_both_kinds(folder):
+    noise_folder(folder, 2)
+    listing(folder, {"file": "000.png", "caption": "a"}, {"file": "001.png", "caption": "b"})
+    return folder, r"000\.txt: captions are in .*captions\.jsonl; move"
+
+
 def spoil_outside(folder):
     picture(folder / "in" / "a.png")
     picture(folder / "b.png")

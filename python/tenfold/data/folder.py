@@ -132,11 +132,14 @@ def _listed_captions(path: Path) -> dict[str, str]:
         raise UserError(
             f'{path}: no captions in it; wanted lines like {{"file": "a.png", "caption": "a red apple"}}'
         )
-    unnamed = [
-        str(file)
-        for file in _visible_files(folder)
-        if file.suffix.lower() in PICTURES and str(file) not in captions
-    ]
+    files = list(_visible_files(folder))
+    pictures = [file for file in files if file.suffix.lower() in PICTURES]
+    twofold = [file.with_suffix(".txt") for file in pictures if file.with_suffix(".txt") in files]
+    if twofold:
+        raise UserError(
+            f"{folder / twofold[0]}: captions are in {path}; move the .txt files or that file away"
+        )
+    unnamed = [str(file) for file in pictures if str(file) not in captions]
     if unnamed:
         raise UserError(
             f"{folder / unnamed[0]}: no caption in {path} (nor for {len(unnamed) - 1} other pictures); "

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
+_BLOCK = 1024  # gallery rows at a time: 50 MB of differences for pictures of 64x64
+
 
 def pixels(images: NDArray[np.uint8]) -> Floats:
     """(N, H, W, 3) as rows (N, H*W*3) in 0..255."""
@@ -105,7 +107,11 @@ def _unbiased_mmd2(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 def _distances(sample: Floats, gallery: Floats) -> NDArray[np.float64]:
     """Squared distances (N,); summed row by row, so that equal rows have equal distances to the last bit."""
-    return np.sum(np.square(gallery - sample), axis=1, dtype=np.float64)  # type: ignore[no-any-return]
+    distances = np.empty(len(gallery), dtype=np.float64)
+    for start in range(0, len(gallery), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        distances[block] = np.sum(np.square(gallery[block] - sample), axis=1, dtype=np.float64)
+    return distances
 
 
 def _unit(rows: Floats) -> Floats:
