@@ -35,7 +35,7 @@ class PackedTokens:
     def pad(self, x: Tensor) -> Tensor:
         """(M, D) -> (N, L, D); padding holds copies of row 0."""
         n, _, _, length = self.key_mask.shape
-        return x.index_select(0, self.slots).unflatten(0, (n, length))
+        return x.index_select(0, self.slots).reshape(n, length, x.shape[1])
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over each sequence's real tokens: (M, D) -> (N, D)."""

@@ -47,7 +47,7 @@ class MicroDiTConfig:
     guidance: float = 3.0
     """Weight of the caption in the samples of the report, and the default when sampling."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0 makes twenty in a run."""
+    """Steps between checkpoints; 0 makes about twelve in a run."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""

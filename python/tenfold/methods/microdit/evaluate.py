@@ -32,7 +32,7 @@ from tenfold.methods.microdit.sample import slug
 SEEN_CAPTIONS = 100
 NEIGHBOURS = 3
 SHARE_RANKS = (1, 10)
-HELDOUT_DRAWS = 8  # noise levels per held-out picture
+HELDOUT_DRAWS = 4  # noise levels per held-out picture
 # Kinds of pictures that a person tells apart at 32x32; those of the training split among them are drawn.
 ICON_CAPTIONS = (
     "red apple", "pizza", "soccer ball", "flag of Japan", "sun", "dog face", "rainbow", "red heart",

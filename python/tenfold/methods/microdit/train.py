@@ -31,7 +31,7 @@ from tenfold.methods.microdit.evaluate import evaluate, heldout_loss
 from tenfold.methods.microdit.run import Facts, read_config
 from tenfold.methods.microdit.step import TrainingState, TrainingStep
 
-CHECKPOINTS = 20
+CHECKPOINTS = 12
 LOG_EVERY = 10
 BYTES_PER_PARAMETER = 20  # float32 weights, gradients, two moments of AdamW, and the average
 INTERRUPTED = 130
@@ -100,8 +100,8 @@ def _train(
     tensorboard: bool,
 ) -> int:
     step = _training_step(config, prepared, facts.pixels)
-    every = config.checkpoint_every or max(1, config.steps // CHECKPOINTS)
-    seconds, losses = 0.0, list[float]()
+    every = _steps_between_checkpoints(config)
+    seconds, losses = _seconds_so_far(run, state.step), list[float]()
     with (
         run.lock(),
         Interrupt() as interrupt,
@@ -121,8 +121,8 @@ def _train(
                 metrics.log(state.step, loss=mean, gradient_norm=norm, images_per_s=speed, seconds=seconds)
                 losses.clear()
             if state.step % every == 0 or state.step == config.steps:
-                state.save(run.checkpoints)
                 metrics.log(state.step, heldout_loss=_heldout_loss(state, step, prepared))
+                state.save(run.checkpoints)
         if state.step < config.steps:
             state.save(run.checkpoints)
             _say(f"stopped at step {state.step}; go on with: tenfold train microdit --resume {run.path}")
@@ -132,6 +132,17 @@ def _train(
     evaluate(run, prepared)
     _say(f"done: {run.path / 'report.md'}")
     return 0
+
+
+def _steps_between_checkpoints(config: MicroDiTConfig) -> int:
+    """A multiple of LOG_EVERY, so that the means in metrics.jsonl are the same after a resume."""
+    spread = config.steps // (CHECKPOINTS * LOG_EVERY) * LOG_EVERY
+    return config.checkpoint_every or max(3 * LOG_EVERY, spread)
+
+
+def _seconds_so_far(run: RunDirectory, step: int) -> float:
+    rows = read_metrics(run.metrics) if run.metrics.exists() else []
+    return max((row.get("seconds", 0.0) for row in rows if row["step"] <= step), default=0.0)
 
 
 def _training_step(config: MicroDiTConfig, prepared: Prepared, pixels: PixelScaling) -> TrainingStep:

@@ -1,0 +1,199 @@
+"""`tenfold reproduce microdit`: the cells of docs/plans/microdit.md, one result file each, and their tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tenfold.engine.atomic import atomic_write
+from tenfold.engine.config import config_hash, to_dict
+from tenfold.engine.metrics import read_metrics
+from tenfold.engine.options import parse
+from tenfold.engine.run import RunDirectory
+from tenfold.errors import UserError
+from tenfold.methods.microdit.config import MicroDiTConfig, laptop, laptop64
+from tenfold.methods.microdit.run import read_config
+from tenfold.methods.microdit.tables import write_tables
+
+CORES = 2
+MINUTE = 60.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of the plan."""
+
+    arm: str
+    """Name of the arm in the plan."""
+    config: MicroDiTConfig
+    """Its configuration, seed included; 0 steps means as many as the budget holds."""
+    seconds: float
+    """Wall-clock budget of the training."""
+    threads: int
+    """Threads; single-thread cells run side by side."""
+
+    @property
+    def name(self) -> str:
+        """File name of the result: arm, seed and a hash of everything that determines it."""
+        return f"{self.arm}-seed{self.config.seed}-{config_hash(self)}"
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Run the plan of docs/plans/microdit.md cell by cell; finished cells are not run again."""
+
+    laptop: bool = False
+    """Only a cut of the plan that takes less than 20 minutes on two cores."""
+    only: tuple[str, ...] = ()
+    """Run these arms alone."""
+    results: Path = Path("docs/results/microdit")
+    """Folder of the result files, one per cell."""
+    runs: Path = Path("runs/reproduce-microdit")
+    """Folder of the run directories, which let a killed cell go on."""
+    table: Path = Path("docs/microdit.md")
+    """The document made from the results."""
+    cell: str = ""
+    """Run the cell of this name in this process (used by the command itself)."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `tenfold reproduce microdit`."""
+    options = parse(ReproduceOptions, argv, "tenfold reproduce microdit")
+    cells = list(laptop_cells() if options.laptop else plan_cells())
+    arms = {cell.arm for cell in cells}
+    for arm in options.only:
+        if arm not in arms:
+            raise UserError(f"--only {arm}: no such arm; the plan has {', '.join(sorted(arms))}")
+    if options.cell:
+        return _run_cell(next(cell for cell in cells if cell.name == options.cell), options)
+    wanted = [cell for cell in cells if not options.only or cell.arm in options.only]
+    for batch in _batches([cell for cell in wanted if not _result(options, cell).exists()]):
+        _run_together(batch, options)
+    if not options.laptop:
+        write_tables(options.results, options.table)
+        print(options.table)
+    return 0
+
+
+def plan_cells() -> Iterator[Cell]:
+    """Every cell of the plan, the comparison of presets first."""
+    base = laptop()
+    for arm, config in comparison_arms(base).items():
+        seeds = (0, 1) if arm.startswith("p4") else (0,)
+        for seed in seeds:
+            yield Cell(arm, replace(config, seed=seed), 10 * MINUTE, threads=1)
+    for seed in (0, 1, 2):
+        yield Cell("laptop", replace(base, seed=seed), 10 * MINUTE, threads=CORES)
+    yield Cell("laptop64", laptop64(), 60 * MINUTE, threads=CORES)
+
+
+def laptop_cells() -> Iterator[Cell]:
+    """The primary contrast with one seed and a quarter of the time."""
+    for arm, config in comparison_arms(laptop()).items():
+        if arm in ("p4", "p4-mask75"):
+            yield Cell(arm, config, 5 * MINUTE, threads=1)
+
+
+def comparison_arms(base: MicroDiTConfig) -> dict[str, MicroDiTConfig]:
+    """The arms that chose the default, all at ten minutes of one core."""
+    model = base.model
+    p4 = replace(model, patch_size=4, width=192, mixer_width=192)
+    uniform = replace(model, depth=4, qkv_ratios=(1.0, 1.0), ffn_ratios=(4.0, 4.0))
+    wide = replace(model, width=384, mixer_width=384, depth=4)
+    return {
+        "p8": base,
+        "p8-paper-noise": replace(base, noise=replace(base.noise, p_mean=-0.6, p_std=1.2)),
+        "p8-batch32": replace(base, batch=32),
+        "p8-lr3e-3": replace(base, lr=3e-3),
+        "p8-uniform": replace(base, model=uniform),
+        "p8-wide": replace(base, model=wide),
+        "p4": replace(base, model=p4),
+        "p4-mask50": replace(base, model=p4, mask_ratio=0.5),
+        "p4-mask75": replace(base, model=p4, mask_ratio=0.75),
+    }
+
+
+def _batches(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
+    """Cells that run side by side: as many as there are cores for their threads."""
+    batch: list[Cell] = []
+    for cell in cells:
+        if sum(other.threads for other in batch) + cell.threads > CORES:
+            yield batch
+            batch = []
+        batch.append(cell)
+    if batch:
+        yield batch
+
+
+def _run_together(cells: list[Cell], options: ReproduceOptions) -> None:
+    with ThreadPoolExecutor(len(cells)) as pool:
+        codes = list(pool.map(lambda cell: _run_in_process(cell, options), cells))
+    for cell, code in zip(cells, codes, strict=True):
+        if code:
+            raise UserError(
+                f"cell {cell.name} failed with status {code}; its output is in {_log(options, cell)}"
+            )
+
+
+def _run_in_process(cell: Cell, options: ReproduceOptions) -> int:
+    command = [sys.executable, "-m", "tenfold", "reproduce", "microdit", "--cell", cell.name]
+    command += ["--results", str(options.results), "--runs", str(options.runs)]
+    command += ["--laptop"] if options.laptop else []
+    log = _log(options, cell)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{time.strftime('%H:%M:%S')} {cell.name}: {cell.seconds / MINUTE:g} minutes", flush=True)
+    with log.open("ab") as sink:
+        environment = os.environ | {"OMP_NUM_THREADS": str(cell.threads)}
+        return subprocess.run(command, stdout=sink, stderr=sink, env=environment, check=False).returncode
+
+
+def _run_cell(cell: Cell, options: ReproduceOptions) -> int:
+    """Train (or go on with) the run of a cell and write its result file."""
+    from tenfold.methods.microdit import train
+
+    path = options.runs / cell.name
+    if (path / "config.json").exists():
+        code = train.resume(path, tensorboard=False)
+    else:
+        code = train.start(train.TrainOptions(config=cell.config, budget=cell.seconds, out=path))
+    if code:
+        return code
+    run = RunDirectory.open(path)
+    config, facts = read_config(run)
+    result: dict[str, Any] = {
+        "arm": cell.arm,
+        "seed": config.seed,
+        "budget_seconds": cell.seconds,
+        "config": to_dict(config),
+        "facts": to_dict(facts),
+        "evaluation": json.loads((path / "evaluation.json").read_text(encoding="utf-8")),
+        "curve": _curve(run),
+    }
+    target = _result(options, cell)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target) as sink:
+        json.dump(result, sink, indent=1)
+        sink.write("\n")
+    return 0
+
+
+def _curve(run: RunDirectory, points: int = 40) -> list[list[float]]:
+    """(step, training loss) at about `points` evenly spaced lines of the metrics."""
+    rows = [row for row in read_metrics(run.metrics) if "loss" in row]
+    return [[row["step"], round(row["loss"], 5)] for row in rows[:: max(1, len(rows) // points)]]
+
+
+def _result(options: ReproduceOptions, cell: Cell) -> Path:
+    return options.results / f"{cell.name}.json"
+
+
+def _log(options: ReproduceOptions, cell: Cell) -> Path:
+    return options.runs / f"{cell.name}.log"
