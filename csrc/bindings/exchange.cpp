@@ -44,24 +44,22 @@ const dlpack::ExchangeApi* find_api(py::handle type) {
   for (const char* name : {"__dlpack_c_exchange_api__", "__c_dlpack_exchange_api__"}) {
     py::object capsule = py::getattr(type, name, py::none());
     if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) continue;
-    auto* api = static_cast<const dlpack::ExchangeApi*>(
-        PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    auto* api =
+        static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     while (api != nullptr && api->version.major != dlpack::kMajor) api = api->older;
     if (api != nullptr && api->borrow != nullptr) return api;
   }
   return nullptr;
 }
 
-ArrayType describe(const char* name, PyTypeObject* type) {
+ArrayType describe(PyTypeObject* type) {
   const py::handle handle(reinterpret_cast<PyObject*>(type));
   const py::object ndarray = py::module_::import("numpy").attr("ndarray");
   const int is_numpy = PyObject_IsSubclass(handle.ptr(), ndarray.ptr());
   if (is_numpy < 0) throw py::error_already_set();
   if (is_numpy == 1) {
     const py::object masked = py::module_::import("numpy.ma").attr("MaskedArray");
-    if (PyObject_IsSubclass(handle.ptr(), masked.ptr()) == 1) {
-      throw TypeError(std::string(name) + " is a masked array, want its .data or .filled()");
-    }
+    if (PyObject_IsSubclass(handle.ptr(), masked.ptr()) == 1) return {type, Library::other, nullptr};
     return {type, Library::numpy, nullptr};
   }
   if (py::hasattr(handle, "__torch_function__") && py::hasattr(handle, "__dlpack__")) {
@@ -72,6 +70,9 @@ ArrayType describe(const char* name, PyTypeObject* type) {
 
 [[noreturn]] void throw_foreign(const char* name, py::handle object) {
   const std::string type = type_name(py::type::handle_of(object));
+  if (py::hasattr(object, "filled")) {
+    throw TypeError(std::string(name) + " is a " + type + ", want its .data or .filled()");
+  }
   if (!py::hasattr(object, "__dlpack_device__")) {
     throw TypeError(std::string(name) + " is a " + type + ", want a numpy array or a torch tensor");
   }
@@ -103,6 +104,23 @@ TypeCode numpy_code(const char* name, char kind) {
   }
 }
 
+// Only a complex tensor can be conjugated lazily, and only the imaginary part of one negated lazily: then
+// all strides are even. Asking torch each time would cost 0.1 us.
+bool may_be_lazy(const TensorView& view) {
+  if (view.dtype.code == TypeCode::complex) return true;
+  if (view.dtype.code != TypeCode::floating) return false;
+  for (int i = 0; i < view.rank; ++i) {
+    if (view.shape[i] > 1 && view.strides[i] / view.dtype.bytes() % 2 != 0) return false;
+  }
+  return true;
+}
+
+void want_resolved(const char* name, py::handle tensor) {
+  if (!tensor.attr("is_conj")().cast<bool>() && !tensor.attr("is_neg")().cast<bool>()) return;
+  throw UnresolvedError(std::string(name) +
+                        " is lazily conjugated or negated, want resolve_conj().resolve_neg()");
+}
+
 void raise_from_allocator(void*, const char* kind, const char* message) {
   PyErr_Format(PyExc_RuntimeError, "%s: %s", kind, message);
 }
@@ -132,19 +150,19 @@ py::object empty_exchanged(const Array& like, const int64_t* shape, int rank) {
 
 }  // namespace
 
-const ArrayType& array_type(const char* name, py::handle object) {
+const ArrayType& array_type(py::handle object) {
   static std::deque<ArrayType> known;  // a handful of types per process; references must stay valid
   PyTypeObject* const type = Py_TYPE(object.ptr());
   for (const ArrayType& entry : known) {
     if (entry.type == type) return entry;
   }
-  const ArrayType entry = describe(name, type);
+  const ArrayType entry = describe(type);
   Py_INCREF(type);  // the address must not be reused by another type
   known.push_back(entry);
   return known.back();
 }
 
-Array::Array(const char* name, py::handle object) : object_(object), type_(&array_type(name, object)) {
+Array::Array(const char* name, py::handle object) : object_(object), type_(&array_type(object)) {
   view_.stream = nullptr;
   view_.read_only = false;
   if (type_->library == Library::numpy) {
@@ -155,6 +173,7 @@ Array::Array(const char* name, py::handle object) : object_(object), type_(&arra
     dlpack::Tensor tensor;
     if (type_->api->borrow(object.ptr(), &tensor) != 0) throw py::error_already_set();
     read(name, tensor);
+    if (may_be_lazy(view_)) want_resolved(name, object);
   } else {
     read_capsule(name);
   }
@@ -221,7 +240,7 @@ void want_same_kind(const char* name, const Array& array, const char* other_name
 }
 
 void register_torch(py::object tensor_type, py::object parameter_type, py::object is_grad_enabled,
-                    py::object increment_version, py::dict forward_ad, py::dict dispatch) {
+                    py::object increment_version, py::object forward_ad, py::object dispatch) {
   torch = {tensor_type.release().ptr(),       parameter_type.release().ptr(), is_grad_enabled.release().ptr(),
            increment_version.release().ptr(), forward_ad.release().ptr(),     dispatch.release().ptr()};
 }
@@ -241,7 +260,8 @@ bool is_plain(py::handle object) {
 bool in_torch_mode() {
   const auto as_long = [](PyObject* dictionary, PyObject* key) {
     PyObject* const value = PyDict_GetItemWithError(dictionary, key);
-    if (value == nullptr) throw std::runtime_error("this version of torch does not say whether a mode is active");
+    if (value == nullptr)
+      throw std::runtime_error("this version of torch does not say whether a mode is active");
     return PyLong_AsLong(value);
   };
   return as_long(torch.forward_ad, names().current_level) >= 0 ||
@@ -252,7 +272,8 @@ void mark_written(const Array& out) {
   if (out.type().library != Library::torch) return;
   if (torch.increment_version == nullptr) throw std::runtime_error("want tenfold.ops to be imported first");
   const py::tuple tensors = py::make_tuple(out.object());
-  const auto done = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.increment_version, tensors.ptr()));
+  const auto done =
+      py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.increment_version, tensors.ptr()));
   if (!done) throw py::error_already_set();
 }
 

@@ -4,13 +4,14 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/dlpack.h"
+#include "core/error.h"
 #include "core/tensor.h"
 
 namespace tenfold::bindings {
 
 namespace py = pybind11;
 
-enum class Library { numpy, torch, other };
+enum class Library { numpy, torch, other };  // other: no array, or one that no op takes
 
 // What is known about an array type; found once per type and kept.
 struct ArrayType {
@@ -19,13 +20,17 @@ struct ArrayType {
   const dlpack::ExchangeApi* api;  // null: numpy, or a library that only has __dlpack__
 };
 
-// Raises TypeError where the object is no array.
-const ArrayType& array_type(const char* name, py::handle object);
+const ArrayType& array_type(py::handle object);
+
+// A torch tensor whose memory holds the conjugate or the negative of its values.
+struct UnresolvedError : TypeError {
+  using TypeError::TypeError;
+};
 
 // A view that stays valid as long as this object (and the array) lives.
 class Array {
  public:
-  // `name` is the argument's name for errors.
+  // Raises TypeError, naming the argument, where the object is no array that the ops take.
   Array(const char* name, py::handle object);
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
@@ -55,7 +60,7 @@ void want_same_kind(const char* name, const Array& array, const char* other_name
 
 // Called once by tenfold.ops when torch is first seen.
 void register_torch(py::object tensor_type, py::object parameter_type, py::object is_grad_enabled,
-                    py::object increment_version, py::dict forward_ad, py::dict dispatch);
+                    py::object increment_version, py::object forward_ad, py::object dispatch);
 
 // Whether the object is an ordinary tensor that autograd does not look at. (Tensors inside torch.func
 // transforms look ordinary but have no memory of their own: reading them raises.)

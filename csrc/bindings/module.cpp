@@ -37,7 +37,8 @@ void bind_build(py::module_& module) {
   module.def("compiler", [] { return std::string(TENFOLD_COMPILER); }, "Compiler that made this module.");
   module.def("build_type", [] { return std::string(TENFOLD_BUILD_TYPE); }, "CMake build type.");
   module.def("sanitizers", [] { return std::string(TENFOLD_SANITIZERS); }, "Sanitizers built in, or ''.");
-  module.def("isas_compiled", [] { return isas_where(isa_compiled); }, "Instruction-set levels of this build.");
+  module.def(
+      "isas_compiled", [] { return isas_where(isa_compiled); }, "Instruction-set levels of this build.");
   module.def("isas_supported", [] { return isas_where(isa_supported); }, "Levels this processor runs.");
   module.def("isa", [] { return std::string(isa_name(isa_in_use())); }, "The level in use.");
   module.def("built_with_cuda", [] { return false; }, "Whether this build has CUDA kernels.");

@@ -26,7 +26,8 @@ void run(const TensorView& out, Kernel&& kernel) {
 template <class Kernel>
 py::object write(const Array& like, const patches::Shape& shape, py::handle out, Kernel&& kernel) {
   const bool fresh = out.is_none();
-  py::object target = fresh ? empty_like(like, shape.size, shape.rank) : py::reinterpret_borrow<py::object>(out);
+  py::object target =
+      fresh ? empty_like(like, shape.size, shape.rank) : py::reinterpret_borrow<py::object>(out);
   const Array array("out", target);
   want_same_kind("out", array, "the input", like);
   run(array.view(), [&] { kernel(array.view()); });
@@ -40,14 +41,16 @@ py::object write(const Array& like, const patches::Shape& shape, py::handle out,
 template <class Op>
 py::object if_plain(std::initializer_list<py::handle> objects, Op&& op) {
   // Mixed libraries are for the op to refuse; only torch has anything to watch.
-  if (array_type("argument", *objects.begin()).library != Library::torch) return op();
+  if (array_type(*objects.begin()).library != Library::torch) return op();
   for (const py::handle object : objects) {
-    if (object.is_none() || array_type("argument", object).library != Library::torch) continue;
+    if (object.is_none() || array_type(object).library != Library::torch) continue;
     if (!is_plain(object)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
   }
   if (in_torch_mode()) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
   try {
     return op();
+  } catch (const UnresolvedError&) {  // torch resolves it on the way to the operator
+    return py::reinterpret_borrow<py::object>(Py_NotImplemented);
   } catch (const py::error_already_set&) {
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
   }
@@ -83,8 +86,9 @@ py::object raw_restore_from_ranks(py::handle y, py::handle ids, py::handle mask_
   }
   const TensorView* const row = fill ? &fill->view() : nullptr;
   const int64_t tokens = ranks.view().rank == 2 ? ranks.view().shape[1] : 0;
-  return write(input, patches::restore_shape(input.view(), tokens), out,
-               [&](const TensorView& to) { patches::restore_from_ranks(input.view(), ranks.view(), row, to); });
+  return write(input, patches::restore_shape(input.view(), tokens), out, [&](const TensorView& to) {
+    patches::restore_from_ranks(input.view(), ranks.view(), row, to);
+  });
 }
 
 py::object raw_dropped_sum(py::handle x, py::handle keep_ids) {
@@ -101,7 +105,8 @@ void keep_ids_from_ranks(py::handle restore_ids, py::handle keep_ids) {
   patches::keep_ids_from_ranks(from.view(), to.view());
 }
 
-void random_keep_ids(py::handle keep_ids, py::handle restore_ids, uint64_t seed, uint64_t offset, bool ordered) {
+void random_keep_ids(py::handle keep_ids, py::handle restore_ids, uint64_t seed, uint64_t offset,
+                     bool ordered) {
   const Array keep("keep_ids", keep_ids), restore("restore_ids", restore_ids);
   want_same_kind("keep_ids", keep, "restore_ids", restore);
   run(restore.view(), [&] { patches::random_keep_ids(keep.view(), restore.view(), seed, offset, ordered); });
@@ -124,7 +129,8 @@ void bind_patches(py::module_& module) {
       [](py::handle x, py::handle keep_ids, py::handle out) {
         return if_plain({x, keep_ids, out}, [&] { return raw_gather(x, keep_ids, out); });
       },
-      arg("x"), arg("keep_ids"), arg("out"), "NotImplemented where torch has more to do than to run the kernel.");
+      arg("x"), arg("keep_ids"), arg("out"),
+      "NotImplemented where torch has more to do than to run the kernel.");
   module.def(
       "restore_patches",
       [](py::handle y, py::handle keep_ids, int64_t tokens, py::handle mask_token, py::handle out) {
@@ -143,8 +149,8 @@ void bind_patches(py::module_& module) {
       "NotImplemented where torch has more to do than to run the kernel.");
   module.def("keep_ids_from_ranks", &keep_ids_from_ranks, arg("restore_ids"), arg("keep_ids"),
              "Writes keep_ids[b, restore_ids[b, n]] = n for the ranks that fit.");
-  module.def("random_keep_ids", &random_keep_ids, arg("keep_ids"), arg("restore_ids"), arg("seed"), arg("offset"),
-             arg("ordered"), "Fills both with uniform draws without replacement.");
+  module.def("random_keep_ids", &random_keep_ids, arg("keep_ids"), arg("restore_ids"), arg("seed"),
+             arg("offset"), arg("ordered"), "Fills both with uniform draws without replacement.");
 }
 
 }  // namespace tenfold::bindings

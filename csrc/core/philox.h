@@ -1,6 +1,7 @@
 // Philox4x32-10, a counter-based random generator: J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw,
-// "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The numbers depend on key and counter only, so every
-// thread count and device draws the same ones. Tested against the known answers of the authors' Random123.
+// "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The numbers depend on key and counter only, so
+// every thread count and device draws the same ones. Tested against the known answers of the authors'
+// Random123.
 #pragma once
 
 #include <cstdint>

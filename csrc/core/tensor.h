@@ -9,7 +9,14 @@ namespace tenfold {
 inline constexpr int kMaxRank = 8;
 
 // Numbers of the DLPack ABI (DLDataTypeCode, DLDeviceType).
-enum class TypeCode : uint8_t { integer = 0, uinteger = 1, floating = 2, bfloat = 4, complex = 5, boolean = 6 };
+enum class TypeCode : uint8_t {
+  integer = 0,
+  uinteger = 1,
+  floating = 2,
+  bfloat = 4,
+  complex = 5,
+  boolean = 6
+};
 enum class DeviceType : int32_t { cpu = 1, cuda = 2, cuda_host = 3, cuda_managed = 13 };
 
 struct DType {

@@ -1,6 +1,8 @@
 // Checks in front of the kernels: shapes, types, devices; ids are checked in the kernels' own pass.
 #include "patches/patches.h"
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,7 +41,8 @@ void want_rows(const char* name, const TensorView& view) {
     throw ValueError(std::string(name) + " has shape " + shape_of(view) + ", want (batch, tokens, ...)");
   }
   if (view.dtype.bits % 8 != 0) {
-    throw TypeError(std::string(name) + " has type " + to_string(view.dtype) + ", want whole bytes per element");
+    throw TypeError(std::string(name) + " has type " + to_string(view.dtype) +
+                    ", want whole bytes per element");
   }
 }
 
@@ -52,8 +55,8 @@ void want_ids(const char* name, const TensorView& ids, const char* rows_name, in
     throw ValueError(std::string(name) + " has shape " + shape_of(ids) + ", want (batch, ids per sample)");
   }
   if (ids.shape[0] != batch) {
-    throw ValueError(std::string(name) + " has " + std::to_string(ids.shape[0]) + " samples and " + rows_name +
-                     " has " + std::to_string(batch) + ", want the same number");
+    throw ValueError(std::string(name) + " has " + std::to_string(ids.shape[0]) + " samples and " +
+                     rows_name + " has " + std::to_string(batch) + ", want the same number");
   }
 }
 
@@ -118,16 +121,29 @@ void want_out(const TensorView& out, const Shape& want, const TensorView& input)
 }
 
 void want_apart(const TensorView& out, const char* name, const TensorView& input) {
-  if (overlap(out, input)) throw ValueError(std::string("out shares memory with ") + name + ", want its own memory");
+  if (overlap(out, input))
+    throw ValueError(std::string("out shares memory with ") + name + ", want its own memory");
+}
+
+int64_t read_id(const char* at, bool wide) {  // numpy's arrays may be unaligned
+  int64_t value = 0;
+  int32_t half = 0;
+  std::memcpy(wide ? static_cast<void*>(&value) : &half, at, wide ? sizeof value : sizeof half);
+  return wide ? value : half;
+}
+
+void write_id(char* at, bool wide, int64_t value) {
+  const int32_t half = static_cast<int32_t>(value);
+  std::memcpy(at, wide ? static_cast<const void*>(&value) : &half, wide ? sizeof value : sizeof half);
 }
 
 int64_t id_at(const Ids& ids, int64_t sample, int64_t position) {
-  const char* at = ids.data + sample * ids.batch_stride + position * ids.stride;
-  return ids.wide ? *reinterpret_cast<const int64_t*>(at) : *reinterpret_cast<const int32_t*>(at);
+  return read_id(ids.data + sample * ids.batch_stride + position * ids.stride, ids.wide);
 }
 
 // Finds the first bad id in reading order. Only called after a kernel has seen one.
-[[noreturn]] void throw_bad_id(const char* name, const Ids& ids, int64_t batch, int64_t count, int64_t tokens) {
+[[noreturn]] void throw_bad_id(const char* name, const Ids& ids, int64_t batch, int64_t count,
+                               int64_t tokens) {
   std::vector<int64_t> seen(static_cast<size_t>(tokens));
   for (int64_t b = 0; b < batch; ++b) {
     std::fill(seen.begin(), seen.end(), -1);
@@ -152,11 +168,26 @@ int64_t id_at(const Ids& ids, int64_t sample, int64_t position) {
 
 // Written past the caches where the output would not fit into half of the last level anyway: cached stores
 // first read each line from memory. Measured break-even points, see docs/bench_patches.md.
-Store store_for(int64_t bytes) {
-  return 2 * bytes >= last_level_cache() ? Store::streamed : Store::cached;
-}
+Store store_for(int64_t bytes) { return 2 * bytes >= last_level_cache() ? Store::streamed : Store::cached; }
 
 int64_t out_bytes(const TensorView& out) { return out.count() * out.dtype.bytes(); }
+
+// The row's bytes side by side: its own memory where it is contiguous, else a copy that `copy` keeps.
+const char* packed_row(const TensorView& row, std::unique_ptr<char[]>& copy) {
+  TensorView table = row;  // one sample of one row
+  table.rank = row.rank + 2;
+  for (int i = 0; i < table.rank; ++i) {
+    table.shape[i] = i < 2 ? 1 : row.shape[i - 2];
+    table.strides[i] = i < 2 ? 0 : row.strides[i - 2];
+  }
+  const Rows from = rows_of(table);
+  if (from.outer == 0) return row.data;
+  copy = std::make_unique<char[]>(static_cast<size_t>(from.row_bytes));
+  const Rows to{copy.get(), 0, 0, from.row_bytes, from.row_bytes, 0, {}, {}};
+  int64_t first = 0;
+  kernels().gather(to, from, {reinterpret_cast<char*>(&first), 0, 0, true}, {1, 1, 1}, Store::cached);
+  return copy.get();
+}
 
 void restore_with(const TensorView& y, const TensorView& ids, bool ranks, const TensorView* mask_token,
                   const TensorView& out) {
@@ -184,15 +215,16 @@ void restore_with(const TensorView& y, const TensorView& ids, bool ranks, const 
       throw TypeError("mask_token has type " + to_string(mask_token->dtype) + ", want " + to_string(y.dtype) +
                       " as y");
     }
-    if (!is_row(*mask_token, y)) {
+    if (!is_row(*mask_token, y)) {  // so it has at most kMaxRank - 2 dimensions
       throw ValueError("mask_token has shape " + shape_of(*mask_token) + ", want " +
                        shape_string(y.shape + 2, y.rank - 2) + ", one row of y");
     }
     want_apart(out, "mask_token", *mask_token);
-    fill = mask_token->data;
+    fill = packed_row(*mask_token, packed);
   }
   const Sizes sizes{y.shape[0], tokens, keep};
-  if (!kernels().restore(rows_of(out), rows_of(y), ids_of(ids), ranks, fill, sizes, store_for(out_bytes(out)))) {
+  if (!kernels().restore(rows_of(out), rows_of(y), ids_of(ids), ranks, fill, sizes,
+                         store_for(out_bytes(out)))) {
     throw_bad_id(name, ids_of(ids), sizes.batch, ids.shape[1], tokens);
   }
 }
@@ -257,7 +289,8 @@ void dropped_sum(const TensorView& x, const TensorView& keep_ids, const TensorVi
     std::vector<float> sums(partial);
     good = x.dtype == kFloat32
                ? kernels().dropped_sum_f32(reinterpret_cast<float*>(out.data), sums.data(), rows, ids, sizes)
-               : kernels().dropped_sum_bf16(reinterpret_cast<uint16_t*>(out.data), sums.data(), rows, ids, sizes);
+               : kernels().dropped_sum_bf16(reinterpret_cast<uint16_t*>(out.data), sums.data(), rows, ids,
+                                            sizes);
   } else {
     throw TypeError("x has type " + to_string(x.dtype) + ", want float32, float64 or bfloat16");
   }
@@ -283,18 +316,13 @@ void keep_ids_from_ranks(const TensorView& restore_ids, const TensorView& keep_i
       }
       seen[static_cast<size_t>(rank)] = 1;
       if (rank >= keep) continue;
-      char* at = to.data + b * to.batch_stride + rank * to.stride;
-      if (to.wide) {
-        *reinterpret_cast<int64_t*>(at) = n;
-      } else {
-        *reinterpret_cast<int32_t*>(at) = static_cast<int32_t>(n);
-      }
+      write_id(to.data + b * to.batch_stride + rank * to.stride, to.wide, n);
     }
   }
 }
 
-void random_keep_ids(const TensorView& keep_ids, const TensorView& restore_ids, uint64_t seed, uint64_t offset,
-                     bool ordered) {
+void random_keep_ids(const TensorView& keep_ids, const TensorView& restore_ids, uint64_t seed,
+                     uint64_t offset, bool ordered) {
   want_ids("keep_ids", keep_ids, "restore_ids", restore_ids.rank > 0 ? restore_ids.shape[0] : 0);
   want_ids("restore_ids", restore_ids, "keep_ids", keep_ids.shape[0]);
   want_writable("keep_ids", keep_ids);

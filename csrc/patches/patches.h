@@ -33,8 +33,8 @@ void keep_ids_from_ranks(const TensorView& restore_ids, const TensorView& keep_i
 
 // keep_ids (B, K) and restore_ids (B, N): for sample s = offset + b a uniform draw without replacement,
 // a function of (seed, s) alone. `ordered` sorts the kept and the dropped ids ascending.
-void random_keep_ids(const TensorView& keep_ids, const TensorView& restore_ids, uint64_t seed, uint64_t offset,
-                     bool ordered);
+void random_keep_ids(const TensorView& keep_ids, const TensorView& restore_ids, uint64_t seed,
+                     uint64_t offset, bool ordered);
 
 // Shapes of the results, from checked arguments.
 struct Shape {
@@ -44,7 +44,8 @@ struct Shape {
 Shape gather_shape(const TensorView& x, const TensorView& keep_ids);
 Shape restore_shape(const TensorView& y, int64_t tokens);
 
-// ---- what one level provides -------------------------------------------------------------------------------
+// ---- what one level provides
+// -------------------------------------------------------------------------------
 
 // A (B, R) table of rows. Within a row there are `chunk` contiguous bytes, repeated over `outer` dimensions.
 struct Rows {
@@ -71,8 +72,9 @@ enum class Store : int { cached, streamed };
 // The kernels return false where any id is out of range or doubled (first_bad_id then finds it). They never
 // touch memory outside the rows, whatever the ids.
 struct Kernels {
-  bool (*gather)(const Rows& out, const Rows& x, const Ids& ids, Sizes sizes, Store store);      // N * 4 bytes
-  bool (*restore)(const Rows& out, const Rows& y, const Ids& ids, bool ranks, const char* fill,  // N * 4 bytes
+  bool (*gather)(const Rows& out, const Rows& x, const Ids& ids, Sizes sizes, Store store);  // N * 4 bytes
+  bool (*restore)(const Rows& out, const Rows& y, const Ids& ids, bool ranks,
+                  const char* fill,  // N * 4 bytes
                   Sizes sizes, Store store);
   bool (*dropped_sum_f32)(float* out, float* partial, const Rows& x, const Ids& ids, Sizes sizes);  // N bytes
   bool (*dropped_sum_bf16)(uint16_t* out, float* partial, const Rows& x, const Ids& ids, Sizes sizes);

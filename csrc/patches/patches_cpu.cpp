@@ -18,9 +18,16 @@ constexpr int64_t kGrainBytes = 128 << 10;
 constexpr int64_t kPrefetchRows = 2;
 constexpr int64_t kPrefetchBytes = 512;
 
+template <class T>
+T read(const char* from) {  // numpy's arrays may be unaligned
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
 int64_t id_at(const Ids& ids, const char* sample, int64_t position) {
-  const char* at = sample + position * ids.stride;
-  return ids.wide ? *reinterpret_cast<const int64_t*>(at) : *reinterpret_cast<const int32_t*>(at);
+  const char* const at = sample + position * ids.stride;
+  return ids.wide ? read<int64_t>(at) : read<int32_t>(at);
 }
 
 // ---- rows ----
@@ -38,7 +45,8 @@ void copy_cached(char* to, const char* from, int64_t bytes) {
     store(to + i + 2 * kVectorBytes, c), store(to + i + 3 * kVectorBytes, d);
   }
   for (; i + kVectorBytes <= bytes; i += kVectorBytes) store(to + i, load(from + i));
-  if (i < bytes) store(to + bytes - kVectorBytes, load(from + bytes - kVectorBytes));  // overlaps the last one
+  if (i < bytes)
+    store(to + bytes - kVectorBytes, load(from + bytes - kVectorBytes));  // overlaps the last one
 }
 
 void zero_cached(char* to, int64_t bytes) { std::memset(to, 0, static_cast<size_t>(bytes)); }
@@ -74,8 +82,7 @@ void zero_streamed(char* to, int64_t bytes) {
 template <class T>
 void copy_elements(char* to, const char* from, int64_t count, int64_t stride) {
   for (int64_t i = 0; i < count; ++i) {
-    T value;
-    std::memcpy(&value, from + i * stride, sizeof value);
+    const T value = read<T>(from + i * stride);
     std::memcpy(to + i * static_cast<int64_t>(sizeof value), &value, sizeof value);
   }
 }
@@ -136,7 +143,8 @@ bool invert(const Ids& ids, bool ranks, const char* sample, Sizes sizes, int32_t
     row_of[id] = static_cast<int32_t>(k);
   }
   if (!good || !ranks) return good;
-  // For ranks the map now reads rank -> token: every rank occurs once. The map wanted is the ranks themselves.
+  // For ranks the map now reads rank -> token: every rank occurs once. The map wanted is the ranks
+  // themselves.
   for (int64_t n = 0; n < sizes.tokens; ++n) {
     const int64_t rank = id_at(ids, sample, n);
     row_of[n] = rank < sizes.keep ? static_cast<int32_t>(rank) : -1;
@@ -272,8 +280,8 @@ bool dropped_sum(T* out, Sum* partial, const Rows& x, const Ids& ids, Sizes size
         }
         for (int64_t n = 0; n < sizes.tokens; ++n) {
           if (kept[n] != 0) continue;
-          const T* const row = reinterpret_cast<const T*>(x.data + b * x.batch_stride + n * x.row_stride);
-          for (int64_t d = 0; d < width; ++d) sum[d] += to_float(row[d]);
+          const char* const row = x.data + b * x.batch_stride + n * x.row_stride;
+          for (int64_t d = 0; d < width; ++d) sum[d] += to_float(read<T>(row + d * sizeof(T)));
         }
       }
     }
@@ -306,7 +314,8 @@ void draw(uint32_t* words, uint64_t first, int64_t per_sample, int64_t count, ui
       c[3][lane] = static_cast<uint32_t>(sample >> 32);
       if (++block == per_sample) block = 0, ++sample;
     }
-    philox4x32<kLanes>(c[0], c[1], c[2], c[3], static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+    philox4x32<kLanes>(c[0], c[1], c[2], c[3], static_cast<uint32_t>(seed),
+                       static_cast<uint32_t>(seed >> 32));
     const int64_t lanes = count - done < kLanes ? count - done : kLanes;
     for (int64_t lane = 0; lane < lanes; ++lane) {
       for (int i = 0; i < kWordsPerBlock; ++i) words[(done + lane) * kWordsPerBlock + i] = c[i][lane];
@@ -316,10 +325,12 @@ void draw(uint32_t* words, uint64_t first, int64_t per_sample, int64_t count, ui
 
 template <class Id>
 void put(const Ids& ids, int64_t sample, int64_t position, int64_t value) {
-  *reinterpret_cast<Id*>(ids.data + sample * ids.batch_stride + position * ids.stride) = static_cast<Id>(value);
+  const Id id = static_cast<Id>(value);
+  std::memcpy(ids.data + sample * ids.batch_stride + position * ids.stride, &id, sizeof id);
 }
 
-// The first `keep` entries of a Fisher-Yates shuffle of 0..tokens-1 (R. Durstenfeld, Algorithm 235, CACM 1964).
+// The first `keep` entries of a Fisher-Yates shuffle of 0..tokens-1 (R. Durstenfeld, Algorithm 235, CACM
+// 1964).
 void shuffle(int32_t* ids, const uint32_t* words, Sizes sizes) {
   for (int64_t n = 0; n < sizes.tokens; ++n) ids[n] = static_cast<int32_t>(n);
   for (int64_t k = 0; k < sizes.keep; ++k) {

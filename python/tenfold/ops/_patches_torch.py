@@ -151,7 +151,7 @@ class Gather(Function):
     """x (B, N, ...), keep_ids (B, K) -> (B, K, ...)."""
 
     @staticmethod
-    def forward(x: Tensor, keep_ids: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, keep_ids: Tensor) -> Tensor:
         """Gather."""
         return _gather_rows(x, keep_ids)
 
@@ -162,7 +162,7 @@ class Gather(Function):
         ctx.tokens = inputs[0].shape[1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Put the rows of `grad` back; dropped tokens get zero."""
         (keep_ids,) = ctx.saved_tensors
         return apply(Restore, grad, keep_ids, ctx.tokens, None), None
@@ -177,9 +177,7 @@ class Restore(Function):
     """y (B, K, ...), keep_ids (B, K), mask_token (...) or None -> (B, tokens, ...)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        y: Tensor, keep_ids: Tensor, tokens: int, mask_token: Tensor | None
-    ) -> Tensor:
+    def forward(y: Tensor, keep_ids: Tensor, tokens: int, mask_token: Tensor | None) -> Tensor:
         """Restore."""
         return _restore_rows(y, keep_ids, tokens, mask_token)
 
@@ -190,7 +188,7 @@ class Restore(Function):
         ctx.tokens = inputs[2]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:
         """Gather the kept rows of `grad`; add up the dropped ones."""
         (keep_ids,) = ctx.saved_tensors
         wants_y, _, _, wants_mask = ctx.needs_input_grad
@@ -208,7 +206,7 @@ class DroppedSum(Function):
     """x (B, N, ...), keep_ids (B, K) -> (...), the sum of the rows that keep_ids does not name."""
 
     @staticmethod
-    def forward(x: Tensor, keep_ids: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, keep_ids: Tensor) -> Tensor:
         """Sum."""
         return _dropped_sum_op(x, keep_ids)  # type: ignore[no-any-return]
 
@@ -219,7 +217,7 @@ class DroppedSum(Function):
         ctx.tokens = inputs[0].shape[1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Every dropped row gets `grad`."""
         (keep_ids,) = ctx.saved_tensors
         zeros = grad.new_zeros((*keep_ids.shape, *grad.shape))
@@ -268,32 +266,8 @@ def restore_patches_from_ranks(
         result = _core.restore_patches_from_ranks(y, restore_ids, mask_token, out)
         if result is not NotImplemented:
             return result  # type: ignore[no-any-return]
-    keep_ids = apply(KeepIds, restore_ids, y.shape[1])
+    keep_ids = _keep_ids_op(restore_ids, y.shape[1])
     return restore_patches(y, keep_ids, restore_ids.shape[1], mask_token, out)
-
-
-class KeepIds(Function):
-    """restore_ids (B, N) -> keep_ids (B, keep). Not differentiable; a Function for the sake of vmap."""
-
-    @staticmethod
-    def forward(restore_ids: Tensor, keep: int) -> Tensor:  # type: ignore[override]
-        """Invert the ranks below `keep`."""
-        return _keep_ids_op(restore_ids, keep)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        """Ids have no gradient."""
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:  # type: ignore[override]
-        """Ids have no gradient."""
-        return None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        """Over the merged batch, recording gradients."""
-        return _vmap_keep_ids(partial(apply, KeepIds), info, in_dims, *args)
 
 
 def _autocast_row(mask_token: Tensor | None, y: Tensor) -> Tensor | None:

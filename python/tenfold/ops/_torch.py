@@ -19,9 +19,9 @@ LIBRARY = torch.library.Library("tenfold", "FRAGMENT")
 def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Register `tenfold::<schema>` for every backend, and its shape rule for torch.compile.
 
-    The operators have no gradient of their own: they are called inside a torch.autograd.Function, the one form
-    for which torch.func.grad and vmap(grad) work and torch.func.jvp raises instead of returning zero. Reached
-    in any other way with an input that wants a gradient, they raise too.
+    The operators have no gradient of their own: they are called inside a torch.autograd.Function, the one
+    form for which torch.func.grad and vmap(grad) work and torch.func.jvp raises instead of returning zero.
+    Reached in any other way with an input that wants a gradient, they raise too.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -32,9 +32,9 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
     def without_gradient(*args: Any) -> Any:
         if any(isinstance(arg, torch.Tensor) and _wants_gradient(arg) for arg in args):
             raise NotImplementedError(
-                f"torch.ops.tenfold.{name} records no gradient here. Call tenfold.ops instead; its ops support "
-                "backward, torch.func.grad and vmap, but not forward-mode differentiation, nor torch.func.grad "
-                "and jvp inside torch.compile"
+                f"torch.ops.tenfold.{name} records no gradient here. Call tenfold.ops instead; its ops "
+                "support backward, torch.func.grad and vmap, but not forward-mode differentiation, nor "
+                "torch.func.grad and jvp inside torch.compile"
             )
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*args)
@@ -61,7 +61,9 @@ def refuse_out_with_gradient(out: torch.Tensor | None, *inputs: torch.Tensor | N
     if out is None or not torch.is_grad_enabled():
         return
     if any(tensor is not None and tensor.requires_grad for tensor in (out, *inputs)):
-        raise ValueError("out is given and a gradient is wanted; want out=None, or a call under torch.no_grad()")
+        raise ValueError(
+            "out is given and a gradient is wanted; want out=None, or a call under torch.no_grad()"
+        )
 
 
 def fold(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:

@@ -43,19 +43,19 @@ def gather_patches(x: Array, keep_ids: Array, out: Array | None = None) -> Array
     Args:
         x: (B, N, ...), any type and strides. Rows that are contiguous in memory are fastest.
         keep_ids: (B, K) int32 or int64, different ids within a sample, 0 <= id < N, any order.
-        out: (B, K, ...) of x's type with contiguous rows, written and returned; new memory where None. Reusing
-            `out` saves the page faults of large outputs. Not where a gradient is recorded.
+        out: (B, K, ...) of x's type with contiguous rows, written and returned; new memory where None.
+            Reusing `out` saves the page faults of large outputs. Not where a gradient is recorded.
 
     Returns:
         (B, K, ...) of x's library and type.
 
     Raises:
-        ValueError: an id is negative, too large or doubled (names sample and position); shapes do not fit; `out`
-            overlaps an argument, tears its rows apart, or is given where a gradient is recorded.
+        ValueError: an id is negative, too large or doubled (names sample and position); shapes do not fit;
+            `out` overlaps an argument, tears its rows apart, or is given where a gradient is recorded.
         TypeError: arrays of different libraries, not in CPU memory, or of a wrong type.
 
-    O(B K D) bytes are copied; scratch is 4 N bytes per thread. Bitwise equal for every thread count and level.
-    The gradient writes each row of x's gradient once: no atomics, no zero fill, deterministic.
+    O(B K D) bytes are copied; scratch is 4 N bytes per thread. Bitwise equal for every thread count and
+    level. The gradient writes each row of x's gradient once: no atomics, no zero fill, deterministic.
     """
     if type(x) is not np.ndarray and (_torch is not None or _load_torch(x)):
         return _torch.gather_patches(x, keep_ids, out)
@@ -71,7 +71,7 @@ def restore_patches(
     *,
     restore_ids: Array | None = None,
 ) -> Array:
-    """Put rows back in their places: ``out[b, keep_ids[b, k]] = y[b, k]``, every other row is `mask_token`.
+    """Put rows back in place: ``out[b, keep_ids[b, k]] = y[b, k]``, every other row is `mask_token`.
 
     Give either `keep_ids` and `tokens`, or `restore_ids`, for example MAE's ids_restore unchanged:
     ``out[b, n] = y[b, restore_ids[b, n]]`` where ``restore_ids[b, n] < K``, else `mask_token`.
@@ -80,8 +80,8 @@ def restore_patches(
         y: (B, K, ...), any type and strides.
         keep_ids: (B, K) int32 or int64, different ids within a sample, 0 <= id < tokens.
         tokens: N, the number of tokens per sample of the result.
-        mask_token: (...), the shape of one row and y's type; zeros where None. Under torch.autocast it is cast
-            to y's type.
+        mask_token: (...), the shape of one row and y's type; zeros where None. Under torch.autocast it is
+            cast to y's type.
         out: (B, N, ...) of y's type with contiguous rows, written and returned; new memory where None.
         restore_ids: (B, N) int32 or int64, a permutation of 0..N-1 per sample.
 
@@ -92,8 +92,8 @@ def restore_patches(
         ValueError: as gather_patches; also where both or neither of the two kinds of ids are given.
         TypeError: as gather_patches.
 
-    Writes each of the B N rows once; scratch is 4 N bytes per thread. Bitwise equal for every thread count and
-    level. The gradient of mask_token is summed in float32 (float64 for float64) over a fixed partition.
+    Writes each of the B N rows once; scratch is 4 N bytes per thread. Bitwise equal for every thread count
+    and level. mask_token's gradient is summed in float32 (float64 for float64) over a fixed partition.
     """
     torch_half = type(y) is not np.ndarray and (_torch is not None or _load_torch(y))
     half = _torch if torch_half else _core
@@ -131,7 +131,7 @@ def random_keep_ids(
         seed: 0 <= seed < 2**64.
         offset: number of the first sample, 0 <= offset < 2**63.
         ordered: ascending ids, kept and dropped; otherwise the order is random too.
-        like: an array whose library the ids come in: int64 numpy arrays where None, torch tensors for a tensor.
+        like: an array whose library the ids come in, as int64; numpy where None.
         out: (keep_ids (B, K), restore_ids (B, N)), both int32 or both int64, written and returned.
 
     Returns:
@@ -145,7 +145,9 @@ def random_keep_ids(
     O(B N). Philox4x32-10 (Salmon et al., SC 2011) and the first K steps of a Fisher-Yates shuffle; ids are
     uniform up to a bias below N / 2**32.
     """
-    torch_half = like is not None and type(like) is not np.ndarray and (_torch is not None or _load_torch(like))
+    torch_half = (
+        like is not None and type(like) is not np.ndarray and (_torch is not None or _load_torch(like))
+    )
     batch, tokens, keep, seed, offset = map(operator.index, (batch, tokens, keep, seed, offset))
     for name, value, limit in (
         ("batch", batch, 2**63),
@@ -159,7 +161,10 @@ def random_keep_ids(
     if out is None and torch_half:
         return _torch.random_keep_ids(batch, tokens, keep, seed, offset, ordered)  # type: ignore[no-any-return]
     keep_ids, restore_ids = out or (np.empty((batch, keep), np.int64), np.empty((batch, tokens), np.int64))
-    for name, array, shape in (("keep_ids", keep_ids, (batch, keep)), ("restore_ids", restore_ids, (batch, tokens))):
+    for name, array, shape in (
+        ("keep_ids", keep_ids, (batch, keep)),
+        ("restore_ids", restore_ids, (batch, tokens)),
+    ):
         if tuple(array.shape) != shape:
             raise ValueError(f"out: {name} has shape {tuple(array.shape)}, want {shape}")
     _core.random_keep_ids(keep_ids, restore_ids, seed, offset, ordered)

@@ -1,0 +1,71 @@
+"""Instruction-set levels: the choice, the override, and that no level leaks into another."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tenfold import _core
+
+ROOT = Path(__file__).parents[2]
+
+
+def isa_of_process(level: str) -> subprocess.CompletedProcess[str]:
+    code = "from tenfold import _core; print(_core.isa())"
+    environment = {**os.environ, "TENFOLD_ISA": level}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def runnable() -> list[str]:
+    return [level for level in _core.isas_compiled() if level in _core.isas_supported()]
+
+
+def test_the_highest_level_is_the_default():
+    assert isa_of_process("").stdout.strip() == runnable()[-1]
+
+
+@pytest.mark.parametrize("level", runnable())
+def test_a_level_can_be_forced(level):
+    assert isa_of_process(level).stdout.strip() == level
+
+
+def test_an_unknown_level_is_refused():
+    done = isa_of_process("avx9")
+    assert done.returncode != 0
+    assert "TENFOLD_ISA: got 'avx9', want one of baseline" in done.stderr
+
+
+def test_a_level_without_kernels_is_refused():
+    done = isa_of_process("avx512bf16")
+    assert done.returncode != 0
+    assert "this build has no kernels of that level" in done.stderr
+
+
+def weak_symbols(objects: list[Path]) -> set[str]:
+    listing = subprocess.run(["nm", *map(str, objects)], capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^[0-9a-f]* [WVu] (\S+)$", listing, flags=re.MULTILINE))
+
+
+@pytest.mark.slow
+def test_levels_share_no_weak_symbol(tmp_path):
+    # A symbol that two levels define would be linked once, from whichever level: illegal instructions on a
+    # lesser processor.
+    import pybind11
+
+    configure = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja"]
+    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+    subprocess.run(configure, check=True, capture_output=True)
+    seen: dict[str, str] = {}
+    for level in _core.isas_compiled():
+        targets = [f"{source.parent.name}_{level}" for source in sorted((ROOT / "csrc").glob("*/*_cpu.cpp"))]
+        subprocess.run(["cmake", "--build", str(tmp_path), "-t", *targets], check=True, capture_output=True)
+        objects = [
+            path for target in targets for path in (tmp_path / f"CMakeFiles/{target}.dir").rglob("*.o")
+        ]
+        assert len(objects) == len(targets)
+        for symbol in weak_symbols(objects):
+            assert symbol not in seen, f"{symbol} is defined by {seen[symbol]} and {level}"
+            seen[symbol] = level
