@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from importlib import metadata
 
 import pytest
 
@@ -40,6 +41,13 @@ def test_help(argv, capsys):
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"tenfold {__version__}\n"
+
+
+def test_the_version_is_written_down_once_in_effect():
+    try:
+        assert metadata.version("tenfold") == __version__
+    except metadata.PackageNotFoundError:
+        pytest.skip("tenfold runs from the source tree without being installed")
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
