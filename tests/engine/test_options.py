@@ -41,6 +41,7 @@ class Options:
     ema: bool = True
     betas: tuple[float, float] = (0.9, 0.99)
     out: Path | None = None
+    only: tuple[str, ...] = ()
     model: Model = field(default_factory=Model)
 
     def __post_init__(self):
@@ -145,6 +146,7 @@ def test_help(capsys):
     assert "--dtype bf16|fp32" in text
     assert "--budget DURATION" in text
     assert "Not in the help" not in text
+    assert "(default: )" not in text
 
 
 def test_unsupported_type():

@@ -134,7 +134,7 @@ def _add_field(group: Any, field: "dataclasses.Field[Any]", hint: Any, value: An
         settings |= _type_settings(hint) | {"metavar": field.name.upper()}
         group.add_argument(field.name, **settings)
         return
-    if value is not None and value != "":
+    if value not in (None, "", ()):
         settings["help"] += f" (default: {_shown(value)})".replace("%", "%%")
     flag = "--" + field.name.replace("_", "-")
     # SUPPRESS: only what the user gave is in the result, the rest comes from the default instance.
