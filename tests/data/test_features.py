@@ -1,6 +1,7 @@
 import matplotlib.cbook
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tenfold.data import features as module
@@ -20,9 +21,9 @@ def test_the_network_recognises_a_photograph(features):
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
         photo = Image.open(file).convert("RGB")
     square = np.asarray(photo.crop((0, 0, photo.width, photo.width)))[None]
-    logits = features.network._fc(module.torch.from_numpy(features.extract(square)))
+    logits = features.network._fc(torch.from_numpy(features.extract(square)))
     assert int(logits.argmax()) == 652
-    swapped = features.network._fc(module.torch.from_numpy(features.extract(square[..., ::-1].copy())))
+    swapped = features.network._fc(torch.from_numpy(features.extract(square[..., ::-1].copy())))
     assert swapped.softmax(1)[0, 652] < logits.softmax(1)[0, 652]
 
 
@@ -33,6 +34,18 @@ def test_shapes_batches_and_order(features):
     np.testing.assert_allclose(found[-1:], features.extract(images[-1:]), rtol=1e-3, atol=1e-4)
     assert features.extract(images[:0]).shape == (0, 1280)
     assert np.abs(found[0] - found[1]).max() > 0.1
+
+
+def test_the_thread_count_changes_nothing_and_is_put_back(features):
+    images = np.random.default_rng(2).integers(0, 256, (9, 20, 20, 3), dtype=np.uint8)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(features.extract(images))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert (found[0] == found[1]).all()
 
 
 def test_a_large_set_is_kept_on_disk(features, tmp_path, monkeypatch):

@@ -77,7 +77,8 @@ def kernel_distance(
     """Squared maximum mean discrepancy of x (M, D) and y (N, D) with the kernel (a.b / D + 1)^3, unbiased.
 
     The kernel inception distance of Binkowski et al. (arXiv 1801.01401, section 4), in whatever features are
-    given: comparable only between sets scored with the same features and reference set. Each subset draws
+    given: comparable only between sets scored with the same features and reference set (the kernel wants
+    features of order one: those of features.ImageFeatures, or pixels divided by 255). Each subset draws
     ``subset_size`` rows of both without replacement (default: half of the smaller set, at most 1000).
 
     Errors: ValueError when the widths differ, or a set has fewer rows than ``subset_size`` or than 2.
