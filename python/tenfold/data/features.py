@@ -74,7 +74,7 @@ class ImageFeatures:
     def _compute(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Batches side by side, each on one thread.
 
-        The network's many small layers gain nothing from two threads each (measured: 26 ms a picture with one,
+        The network's small layers gain nothing from two threads each (measured: 26 ms a picture with one,
         362 with two while other processes were busy), and so no number of threads changes a bit.
         """
         batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
