@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -152,8 +153,8 @@ def backbone_widths(config: DiTConfig) -> list[tuple[int, int]]:
     The ratios grow linearly from the first block to the last; SwiGLU's hidden width is two thirds of a
     plain layer's, for it has three matrices.
     """
-    qkv = torch.linspace(*config.qkv_ratios, config.depth).tolist()
-    ffn = torch.linspace(*config.ffn_ratios, config.depth).tolist()
+    qkv = np.linspace(*config.qkv_ratios, config.depth)
+    ffn = np.linspace(*config.ffn_ratios, config.depth)
     return [
         (_round_up(config.width * q, config.head_dim), _round_up(config.width * f * 2 / 3, config.multiple))
         for q, f in zip(qkv, ffn, strict=True)

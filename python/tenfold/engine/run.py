@@ -37,8 +37,7 @@ class RunDirectory:
         Raises `UserError` when `path` is in use or cannot be written; then nothing is left behind.
         """
         path = Path(path)
-        if (path / CONFIG).exists():
-            raise UserError(f"{path} already holds a run; go on with --resume {path}, or give another --out")
+        refuse_used(path)
         made: list[Path] = []
         try:
             _make_folders(path, made)
@@ -132,6 +131,12 @@ class RunDirectory:
         with atomic_write(path, "wb") as stream:
             stream.write(data)
         return path
+
+
+def refuse_used(path: Path) -> None:
+    """Raise `UserError` if `path` holds a run; a trainer asks before it computes anything."""
+    if (path / CONFIG).exists():
+        raise UserError(f"{path} already holds a run; go on with --resume {path}, or give another --out")
 
 
 def default_path(method: str, root: Path = Path("runs")) -> Path:

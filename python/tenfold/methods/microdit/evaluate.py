@@ -31,6 +31,7 @@ from tenfold.methods.microdit.sample import slug
 
 SEEN_CAPTIONS = 100
 NEIGHBOURS = 3
+FEWEST_FOR_DISTANCE = 20  # pictures; below it the kernel distance is all noise
 SHARE_RANKS = (1, 10)
 HELDOUT_DRAWS = 4  # noise levels per held-out picture
 # Kinds of pictures that a person tells apart at 32x32; those of the training split among them are drawn.
@@ -144,8 +145,9 @@ def measure_retrieval(
                 }
                 for k in SHARE_RANKS
             }
-        distance = kernel_distance(samples["features"], all_rows["features"][data.train], seed=seed)
-        results[name]["kernel_distance"] = asdict(distance)
+        if min(len(rows), len(data.train)) >= FEWEST_FOR_DISTANCE:
+            distance = kernel_distance(samples["features"], all_rows["features"][data.train], seed=seed)
+            results[name]["kernel_distance"] = asdict(distance)
     return results
 
 

@@ -1,4 +1,4 @@
-"""`tenfold reproduce microdit`: the cells of docs/plans/microdit.md, one result file each, and their tables."""
+"""`tenfold reproduce microdit`: the cells of docs/plans/microdit.md, a result file each, and their table."""
 
 from __future__ import annotations
 

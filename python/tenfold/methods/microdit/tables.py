@@ -14,10 +14,10 @@ Result = dict[str, Any]
 
 _HEAD = """# MicroDiT: what it reaches on two CPU cores
 
-Made by `tenfold reproduce microdit` from the files in [results/microdit](results/microdit); the plan, with arms,
-seeds and stop rules, is [plans/microdit.md](plans/microdit.md). Shares are of samples that have the picture of
-their own caption among the 10 nearest pictures; 'copy' is the share that copying the training picture with
-the nearest other caption reaches without training.
+Made by `tenfold reproduce microdit` from the files in [results/microdit](results/microdit); the plan, with
+arms, seeds and stop rules, is [plans/microdit.md](plans/microdit.md). Shares are of samples that have the
+picture of their own caption among the 10 nearest pictures; 'copy' is the share that copying the training
+picture with the nearest other caption reaches without training.
 """
 
 
@@ -27,6 +27,8 @@ def write_tables(results: Path, target: Path) -> None:
     for path in sorted(results.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         arms[result["arm"], result["budget_seconds"] * result["facts"]["threads"]].append(result)
+    everything = [result for found in arms.values() for result in found]
+    chances = {f"{100 * _share(result, 'seen', 'pixels', 'chance'):.2f} %" for result in everything}
     lines = [
         _HEAD,
         "| arm | core-minutes | seeds | steps | images/s | training loss | seen, pixels | seen, features |"
@@ -34,11 +36,8 @@ def write_tables(results: Path, target: Path) -> None:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_row(arm, seconds, found) for (arm, seconds), found in arms.items()),
         "",
-        "Chance is 10 in the number of pictures: "
-        + ", ".join(
-            sorted({f"{100 * _share(r, 'seen', 'pixels', 'chance'):.2f} %" for f in arms.values() for r in f})
-        )
-        + ". Figures of several seeds are mean ± standard deviation.",
+        f"Chance is 10 in the number of pictures, {', '.join(sorted(chances))} for captions seen. Figures of "
+        "several seeds are mean ± standard deviation.",
     ]
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as sink:

@@ -23,7 +23,7 @@ from tenfold.engine.memory import peak_rss_bytes
 from tenfold.engine.metrics import MetricsLog, read_metrics
 from tenfold.engine.options import parse
 from tenfold.engine.progress import progress
-from tenfold.engine.run import RunDirectory, default_path
+from tenfold.engine.run import RunDirectory, default_path, refuse_used
 from tenfold.errors import UserError
 from tenfold.methods.microdit.config import PRESETS, MicroDiTConfig, laptop
 from tenfold.methods.microdit.data import Prepared, patches_of, prepare, tensor
@@ -65,13 +65,14 @@ def main(argv: list[str]) -> int:
 
 def start(options: TrainOptions) -> int:
     """Begin a run: fix the number of steps and the data, then train."""
-    config = options.config
+    config, path = options.config, options.out or default_path("microdit")
+    refuse_used(path)
     prepared = prepare(config)
     _say(f"{len(prepared.images.train)} pictures to train on, {len(prepared.images.heldout)} held out")
-    _say(f"{prepared.images.licence}. {prepared.images.attribution}")
+    _say(f"licence of the pictures: {prepared.images.licence}. {prepared.images.attribution}".strip())
     pixels = PixelScaling.fit(prepared.images.images[prepared.images.train])
     config, facts = _measure(config, options.budget, prepared, pixels)
-    run = RunDirectory.create(options.out or default_path("microdit"), to_dict(config) | to_dict(facts))
+    run = RunDirectory.create(path, to_dict(config) | to_dict(facts))
     _say(f"run directory: {run.path}")
     return _train(run, config, facts, prepared, TrainingState.fresh(config), options.tensorboard)
 

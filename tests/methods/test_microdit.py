@@ -1,0 +1,223 @@
+"""The command from end to end on a few small pictures, and its mistakes."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pictures import TINY, shape_folder
+from tenfold.cli import main
+from tenfold.diffusion.generator import SamplerConfig, load_generator
+from tenfold.diffusion.pixels import PixelScaling
+from tenfold.engine.config import config_hash
+from tenfold.engine.metrics import read_metrics
+from tenfold.methods.microdit.config import PRESETS, MicroDiTConfig, paper
+from tenfold.methods.microdit.data import prepare
+from tenfold.methods.microdit.reproduce import laptop_cells, plan_cells
+from tenfold.methods.microdit.step import TrainingState, TrainingStep
+from tenfold.methods.microdit.train import patches_of, tensor
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return shape_folder(tmp_path_factory.mktemp("microdit") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, pictures, text_encoder):
+    """A run that has been trained for 300 tiny steps."""
+    path = tmp_path_factory.mktemp("microdit") / "run"
+    options = ["--data", str(pictures), "--steps", "300", "--out", str(path), "--lr", "3e-3", *TINY]
+    assert main(["train", "microdit", *options]) == 0
+    return path
+
+
+def test_a_run_leaves_everything_it_promises(finished):
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert {"config.json", "metrics.jsonl", "report.md", "evaluation.json"} <= names
+    assert {"samples/grid.png", "figures/loss.png", "figures/nearest.png"} <= names
+    assert sum(name.startswith("samples/fixed-") for name in names) == 15  # those not held out
+    report = (finished / "report.md").read_text()
+    assert "chance" in report and "nearest other caption" in report and "Licence" in report
+    rows = read_metrics(finished / "metrics.jsonl")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 30 and losses[-1] < 0.8 * losses[0]
+    assert [row["step"] for row in rows if "heldout_loss" in row][-1] == 300
+
+
+def test_evaluation_counts_captions_and_galleries(finished):
+    results = json.loads((finished / "evaluation.json").read_text())
+    assert results["seen"]["captions"] == results["seen"]["gallery"] == 15
+    assert results["heldout"]["captions"] == 1 and results["heldout"]["gallery"] == 16
+    assert results["seen"]["pixels"]["top10"]["chance"] == pytest.approx(10 / 15)
+
+
+def test_samples_depend_on_the_seed_and_the_caption_only(finished):
+    drawer = load_generator(finished)
+    sampler = SamplerConfig(steps=4)
+    before = torch.get_rng_state()
+    one = drawer.sample(["red disc", "blue bar"], seed=0, sampler=sampler)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.shape == (2, 16, 16, 3) and one.dtype == np.uint8
+    assert np.array_equal(one, drawer.sample(["red disc", "blue bar"], seed=0, sampler=sampler))
+    assert not np.array_equal(one, drawer.sample(["red disc", "blue bar"], seed=1, sampler=sampler))
+    assert not np.array_equal(one[0], drawer.sample(["green bar"], seed=0, sampler=sampler)[0])
+    # A picture does not depend on what is drawn beside it, but for the rounding of the larger batch.
+    alone = drawer.sample(["red disc"], seed=0, sampler=sampler)
+    assert np.abs(alone[0].astype(int) - one[0]).max() <= 3
+
+
+def test_sample_writes_a_png_and_says_where(finished, tmp_path, capsys):
+    target = tmp_path / "deep" / "disc.png"
+    arguments = [
+        "red disc",
+        "--seed",
+        "3",
+        "--steps",
+        "4",
+        "--guidance",
+        "2",
+        "--out",
+        str(target),
+        "--scale",
+        "3",
+    ]
+    assert main(["sample", "microdit", str(finished), *arguments]) == 0
+    assert capsys.readouterr().out.strip() == str(target)
+    assert Image.open(target).size == (48, 48)
+
+
+def test_sampling_uses_the_averaged_weights(finished):
+    from safetensors.torch import load_file
+
+    newest = max((finished / "checkpoints").iterdir())
+    average, live = (load_file(newest / f"{name}.safetensors") for name in ("ema", "weights"))
+    used = load_generator(finished).model.state_dict()
+    assert all(torch.equal(used[name], average[name]) for name in average)
+    assert any(not torch.equal(used[name], live[name]) for name in live)
+
+
+def test_evaluate_repeats_the_same_figures(finished):
+    before = (finished / "evaluation.json").read_text()
+    assert main(["evaluate", "microdit", str(finished)]) == 0
+    assert (finished / "evaluation.json").read_text() == before
+
+
+def step_of(config, pictures):
+    config = replace(config, data=str(pictures))
+    prepared = prepare(config)
+    pixels = PixelScaling.fit(prepared.images.images)
+    step = TrainingStep(
+        config, patches_of(config, prepared, pixels), prepared.text, tensor(prepared.images.train)
+    )
+    return step, TrainingState.fresh(config)
+
+
+def test_masking_is_on_for_its_share_of_the_steps(finished, pictures):
+    config = replace(MicroDiTConfig(), batch=4, steps=8, mask_ratio=0.75)
+    config = replace(
+        config, model=replace(config.model, image_size=16, patch_size=4, width=64, mixer_width=64)
+    )
+    step, state = step_of(config, pictures)
+    kept = []
+    forward = state.model.forward
+    state.model.forward = lambda *a: kept.append(None if a[4] is None else a[4].shape[1]) or forward(*a)
+    for _ in range(8):
+        step(state)
+    assert kept == [4] * 6 + [None] * 2
+    assert state.step == 8
+
+
+def test_learning_rate_warms_up_and_falls_to_nothing(pictures, text_encoder):
+    config = replace(MicroDiTConfig(), batch=2, steps=10, warmup=2, lr=1.0, clip=1e-9)
+    config = replace(config, model=replace(config.model, image_size=16, width=64, mixer_width=64, depth=1))
+    step, state = step_of(config, pictures)
+    rates = []
+    for _ in range(10):
+        step(state)
+        rates.append(state.optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(0.5) and rates[1] > rates[0]
+    assert rates[2:] == sorted(rates[2:], reverse=True) and rates[-1] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--mask-ratio", "1.5"], "mask_ratio"),
+        (["--patch-size", "7"], "patch_size"),
+        (["--budget", "soon"], "--budget"),
+        (["--batch", "many"], "--batch"),
+        (["--learning-rate", "1"], "--learning-rate"),
+        (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--resume", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_them(options, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "microdit", *options]) == 2
+    captured = capsys.readouterr()
+    assert named in captured.err and captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_used_folder_is_refused_before_anything_is_computed(finished, capsys):
+    assert main(["train", "microdit", "--out", str(finished), "--data", "/nowhere/at/all"]) == 2
+    assert f"--resume {finished}" in capsys.readouterr().err
+
+
+def test_resume_refuses_other_options(finished, capsys):
+    assert main(["train", "microdit", "--resume", str(finished), "--lr", "1"]) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_resume_refuses_other_pictures(finished, pictures, capsys):
+    caption = pictures / "red-disc.txt"
+    before = caption.read_text()
+    try:
+        caption.write_text("a red disc\n")
+        assert main(["train", "microdit", "--resume", str(finished)]) == 2
+    finally:
+        caption.write_text(before)
+    assert "captions_sha256" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_shape_is_refused(finished, capsys):
+    file = finished / "config.json"
+    before = file.read_text()
+    try:
+        file.write_text(before.replace('width": 32,', 'width": 64,'))
+        assert main(["sample", "microdit", str(finished), "red disc"]) == 2
+    finally:
+        file.write_text(before)
+    assert "of shape" in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_the_config_is_refused(finished, capsys):
+    file = finished / "config.json"
+    before = file.read_text()
+    try:
+        file.write_text(before.replace('"lr":', '"learning":', 1))
+        assert main(["train", "microdit", "--resume", str(finished)]) == 2
+    finally:
+        file.write_text(before)
+    assert "learning" in capsys.readouterr().err
+
+
+def test_presets_and_plan_are_valid_and_cells_have_names_of_their_own():
+    assert set(PRESETS) == {"laptop", "laptop64", "paper"}
+    cells = [*plan_cells(), *laptop_cells()]
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert sum(cell.seconds for cell in laptop_cells()) * 1 <= 20 * 60
+    assert config_hash(cells[0]) in cells[0].name
+
+
+def test_the_paper_preset_has_about_the_published_size():
+    from tenfold.diffusion.dit import DiT
+
+    with torch.device("meta"):
+        model = DiT(paper().model)
+    # 1165 M parameters with 8 experts in every second block; dense it is about half of that.
+    assert 450e6 < sum(p.numel() for p in model.parameters()) < 800e6
