@@ -1,13 +1,14 @@
 import pytest
 import torch
 
-from tenfold.diffusion.edm import EDMConfig, column, training_target
+from tenfold.diffusion.edm import EDMConfig, column, training_target, weighted_loss
 from tenfold.diffusion.samplers import heun, karras_sigmas
 
 
-def test_the_loss_on_the_raw_output_is_the_weighted_loss_on_the_denoiser():
+@pytest.mark.parametrize("prediction", ["edm", "clean"])
+def test_the_loss_on_the_raw_output_is_the_weighted_loss_on_the_denoiser(prediction):
     torch.manual_seed(0)
-    noise = EDMConfig(sigma_data=0.7)
+    noise = EDMConfig(sigma_data=0.7, prediction=prediction, weight_cap=1e9)
     sigma = torch.tensor([0.05, 1.0, 20.0], dtype=torch.float64)
     clean = torch.randn(3, 4, dtype=torch.float64)
     noisy = clean + column(sigma, clean) * torch.randn_like(clean)
@@ -16,11 +17,25 @@ def test_the_loss_on_the_raw_output_is_the_weighted_loss_on_the_denoiser():
     denoised = column(scale.skip, clean) * noisy + column(scale.out, clean) * raw
     weight = (sigma**2 + 0.7**2) / (sigma * 0.7) ** 2
     weighted = weight[:, None] * (denoised - clean) ** 2
-    torch.testing.assert_close((raw - training_target(clean, noisy, scale)) ** 2, weighted)
+    torch.testing.assert_close(
+        weighted_loss(raw, training_target(clean, noisy, scale), scale), weighted.mean()
+    )
+
+
+def test_a_perfect_network_predicts_the_clean_image_and_low_noise_is_capped():
+    noise = EDMConfig(sigma_data=0.5, prediction="clean", weight_cap=3.0)
+    sigma = torch.tensor([0.01, 0.5, 50.0])
+    clean = torch.randn(3, 4)
+    scale = noise.scalings(sigma)
+    noisy = clean + column(sigma, clean) * torch.randn_like(clean)
+    target = training_target(clean, noisy, scale)
+    torch.testing.assert_close(target, clean / 0.5)
+    torch.testing.assert_close(column(scale.out, clean) * target + column(scale.skip, clean) * noisy, clean)
+    assert scale.weight.tolist() == pytest.approx([3.0, 2.0, 1.0], rel=1e-3)
 
 
 def test_inputs_and_targets_have_unit_variance_at_every_noise_level():
-    noise = EDMConfig(sigma_data=0.5)
+    noise = EDMConfig(sigma_data=0.5, prediction="edm")
     draws = torch.Generator().manual_seed(0)
     for level in (0.02, 0.5, 30.0):
         sigma = torch.full((20_000,), level)

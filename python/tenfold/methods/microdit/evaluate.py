@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold.data.features import ImageFeatures
 from tenfold.data.retrieval import chance, kernel_distance, nearest, nearest_caption, own_image_share, pixels
 from tenfold.diffusion.dit import DiT
-from tenfold.diffusion.edm import column, training_target
+from tenfold.diffusion.edm import column, training_target, weighted_loss
 from tenfold.diffusion.generator import Generator, SamplerConfig, load_generator
 from tenfold.diffusion.precision import autocast
 from tenfold.diffusion.text import TextStates
@@ -81,8 +80,8 @@ def heldout_loss(
         states, mask = trim(*rows_of(text, batch))
         with torch.no_grad(), autocast(config.bf16):
             raw = model(column(scale.input, noisy) * noisy, scale.noise, states, mask).float()
-        total += F.mse_loss(raw, training_target(clean, noisy, scale), reduction="sum").item()
-        count += clean.numel()
+        loss = weighted_loss(raw, training_target(clean, noisy, scale), scale)
+        total, count = total + loss.item() * len(batch), count + len(batch)
     model.train()
     return total / count if count else float("nan")
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.diffusion.dit import DiT, kept_tokens
-from tenfold.diffusion.edm import column, training_target
+from tenfold.diffusion.edm import column, training_target, weighted_loss
 from tenfold.diffusion.guidance import drop_captions
 from tenfold.diffusion.precision import autocast
 from tenfold.diffusion.text import TextStates
@@ -87,7 +86,7 @@ class TrainingStep:
     def __call__(self, state: TrainingState) -> tuple[float, float]:
         """Take one step and return its loss and the gradient's norm before clipping."""
         loss = self.loss(state.model, state.step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip)
         factor = warmup_cosine(state.step, self.steps, self.config.warmup)
         for group in state.optimizer.param_groups:
@@ -115,7 +114,7 @@ class TrainingStep:
             target = gather_patches(target, keep_ids)
         with autocast(config.bf16):
             raw = model(column(scale.input, noisy) * noisy, scale.noise, states, mask, keep_ids)
-        return F.mse_loss(raw.float(), target)
+        return weighted_loss(raw.float(), target, scale)
 
     def _keep_ids(self, step: int) -> Tensor | None:
         if step >= self.masked_steps:
