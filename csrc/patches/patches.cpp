@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -330,6 +331,12 @@ void random_keep_ids(const TensorView& keep_ids, const TensorView& restore_ids, 
   if (keep_ids.dtype != restore_ids.dtype) {
     throw TypeError("keep_ids has type " + to_string(keep_ids.dtype) + " and restore_ids has " +
                     to_string(restore_ids.dtype) + ", want one type");
+  }
+  for (const auto& [name, ids] : {std::pair{"keep_ids", &keep_ids}, std::pair{"restore_ids", &restore_ids}}) {
+    const int64_t item = ids->dtype.bytes(), width = ids->shape[1] * item;
+    const bool apart = ids->shape[0] <= 1 || ids->strides[0] >= width;
+    if (ids->count() == 0 || ((ids->shape[1] <= 1 || ids->strides[1] == item) && apart)) continue;
+    throw ValueError(std::string(name) + " has strides that tear its rows apart or let them overlap");
   }
   if (overlap(keep_ids, restore_ids)) throw ValueError("keep_ids shares memory with restore_ids");
   const Sizes sizes{restore_ids.shape[0], restore_ids.shape[1], keep_ids.shape[1]};

@@ -80,7 +80,7 @@ struct Kernels {
   bool (*dropped_sum_bf16)(uint16_t* out, float* partial, const Rows& x, const Ids& ids, Sizes sizes);
   bool (*dropped_sum_f64)(double* out, double* partial, const Rows& x, const Ids& ids, Sizes sizes);
   void (*random_keep_ids)(const Ids& keep_ids, const Ids& restore_ids, Sizes sizes, uint64_t seed,
-                          uint64_t offset, bool ordered);  // N * 4 bytes and 16 KiB
+                          uint64_t offset, bool ordered);  // N * 8 bytes
 };
 
 // Samples are summed in this many fixed chunks, whatever the number of threads: same bits always.

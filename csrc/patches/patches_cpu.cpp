@@ -14,9 +14,9 @@ namespace {
 
 // Below this many bytes of output per thread, waking a thread costs more than it saves.
 constexpr int64_t kGrainBytes = 128 << 10;
-// Rows ahead whose beginning is prefetched (the hardware follows a row once it runs), and how much of it.
-constexpr int64_t kPrefetchRows = 2;
-constexpr int64_t kPrefetchBytes = 512;
+// While one row is copied, the row that lies this many bytes of copying ahead is prefetched, line by line:
+// the hardware does not know where the next row is. Measured best from 4 to 16 KiB.
+constexpr int64_t kPrefetchBytes = 8 << 10;
 
 template <class T>
 T read(const char* from) {  // numpy's arrays may be unaligned
@@ -32,51 +32,60 @@ int64_t id_at(const Ids& ids, const char* sample, int64_t position) {
 
 // ---- rows ----
 
-void copy_cached(char* to, const char* from, int64_t bytes) {
-  if (bytes < kVectorBytes) {
-    std::memcpy(to, from, static_cast<size_t>(bytes));
-    return;
-  }
+// Each row is read once, so it is not kept in the outer caches ("non-temporal").
+void prefetch(const char* line) { __builtin_prefetch(line, 0, 0); }
+
+// Four vectors at a time, then one, then the last one again where it does not end the row. `ahead` is a row
+// of the same length to prefetch, or null.
+template <class Value>
+void write_cached(char* to, int64_t bytes, const char* ahead, Value&& value) {
+  constexpr int64_t kStep = 4 * kVectorBytes;
   int64_t i = 0;
-  for (; i + 4 * kVectorBytes <= bytes; i += 4 * kVectorBytes) {
-    const Bytes a = load(from + i), b = load(from + i + kVectorBytes);
-    const Bytes c = load(from + i + 2 * kVectorBytes), d = load(from + i + 3 * kVectorBytes);
-    store(to + i, a), store(to + i + kVectorBytes, b);
-    store(to + i + 2 * kVectorBytes, c), store(to + i + 3 * kVectorBytes, d);
+  for (; i + kStep <= bytes; i += kStep) {
+    if (ahead != nullptr) {
+      for (int64_t j = 0; j < kStep; j += kLineBytes) prefetch(ahead + i + j);
+    }
+    const Bytes a = value(i), b = value(i + kVectorBytes);
+    const Bytes c = value(i + 2 * kVectorBytes), d = value(i + 3 * kVectorBytes);
+    store(to + i, a);
+    store(to + i + kVectorBytes, b);
+    store(to + i + 2 * kVectorBytes, c);
+    store(to + i + 3 * kVectorBytes, d);
   }
-  for (; i + kVectorBytes <= bytes; i += kVectorBytes) store(to + i, load(from + i));
-  if (i < bytes)
-    store(to + bytes - kVectorBytes, load(from + bytes - kVectorBytes));  // overlaps the last one
+  for (; i + kVectorBytes <= bytes; i += kVectorBytes) {
+    if (ahead != nullptr) prefetch(ahead + i);
+    store(to + i, value(i));
+  }
+  if (i < bytes) store(to + bytes - kVectorBytes, value(bytes - kVectorBytes));
 }
 
-void zero_cached(char* to, int64_t bytes) { std::memset(to, 0, static_cast<size_t>(bytes)); }
-
-// Calls line(i) for every whole, aligned cache line of [to, to + bytes) and rest(i, n) for the ragged ends.
-template <class Line, class Rest>
-void by_lines(char* to, int64_t bytes, Line&& line, Rest&& rest) {
+// Whole aligned cache lines past the caches; rest(i, n) writes the ragged ends.
+template <class Value, class Rest>
+void write_streamed(char* to, int64_t bytes, const char* ahead, Value&& value, Rest&& rest) {
   int64_t i = -reinterpret_cast<intptr_t>(to) & (kLineBytes - 1);
-  if (i >= bytes) i = bytes;
+  if (i > bytes) i = bytes;
   if (i > 0) rest(0, i);
-  for (; i + kLineBytes <= bytes; i += kLineBytes) line(i);
+  for (; i + kLineBytes <= bytes; i += kLineBytes) {
+    if (ahead != nullptr) prefetch(ahead + i);
+    for (int j = 0; j < kLineBytes; j += kVectorBytes) stream(to + i + j, value(i + j));
+  }
   if (i < bytes) rest(i, bytes - i);
 }
 
-void copy_streamed(char* to, const char* from, int64_t bytes) {
-  by_lines(
-      to, bytes,
-      [&](int64_t i) {
-        for (int j = 0; j < kLineBytes; j += kVectorBytes) stream(to + i + j, load(from + i + j));
-      },
-      [&](int64_t i, int64_t n) { std::memcpy(to + i, from + i, static_cast<size_t>(n)); });
+void copy_row(char* to, const char* from, int64_t bytes, const char* ahead, bool streamed) {
+  const auto value = [from](int64_t i) { return load(from + i); };
+  const auto rest = [=](int64_t i, int64_t n) { std::memcpy(to + i, from + i, static_cast<size_t>(n)); };
+  if (streamed) return write_streamed(to, bytes, ahead, value, rest);
+  if (bytes < kVectorBytes) return rest(0, bytes);
+  write_cached(to, bytes, ahead, value);
 }
 
-void zero_streamed(char* to, int64_t bytes) {
-  by_lines(
-      to, bytes,
-      [&](int64_t i) {
-        for (int j = 0; j < kLineBytes; j += kVectorBytes) stream(to + i + j, Bytes{});
-      },
-      [&](int64_t i, int64_t n) { std::memset(to + i, 0, static_cast<size_t>(n)); });
+void zero_row(char* to, int64_t bytes, const char* ahead, bool streamed) {
+  const auto value = [](int64_t) { return Bytes{}; };
+  const auto rest = [=](int64_t i, int64_t n) { std::memset(to + i, 0, static_cast<size_t>(n)); };
+  if (streamed) return write_streamed(to, bytes, ahead, value, rest);
+  if (bytes < kVectorBytes) return rest(0, bytes);
+  write_cached(to, bytes, ahead, value);
 }
 
 template <class T>
@@ -107,28 +116,20 @@ void copy_strided(char* to, const char* from, const Rows& rows, int dimension) {
     case 8:
       return copy_elements<uint64_t>(to, from, size, stride);
     default:
-      for (int64_t i = 0; i < size; ++i) copy_cached(to + i * rows.chunk, from + i * stride, rows.chunk);
+      for (int64_t i = 0; i < size; ++i)
+        copy_row(to + i * rows.chunk, from + i * stride, rows.chunk, nullptr, false);
   }
 }
 
-struct RowCopy {
-  const Rows& from;
-  bool streamed;
-
-  void operator()(char* to, const char* row) const {
-    if (from.outer > 0) {
-      copy_strided(to, row, from, from.outer - 1);
-    } else if (streamed) {
-      copy_streamed(to, row, from.row_bytes);
-    } else {
-      copy_cached(to, row, from.row_bytes);
-    }
+void copy_any_row(char* to, const char* from, const Rows& rows, const char* ahead, bool streamed) {
+  if (rows.outer > 0) {
+    copy_strided(to, from, rows, rows.outer - 1);
+  } else {
+    copy_row(to, from, rows.row_bytes, ahead, streamed);
   }
-};
-
-void prefetch(const char* row, int64_t bytes) {
-  for (int64_t i = 0; i < bytes && i < kPrefetchBytes; i += kLineBytes) __builtin_prefetch(row + i);
 }
+
+int64_t rows_ahead(const Rows& rows) { return 1 + kPrefetchBytes / (rows.row_bytes + 1); }
 
 // Which row (or -1) each token of one sample takes. False where an id is out of range or doubled.
 // `ids` names tokens; `ranks` names rows, where a rank of `keep` or more is a dropped token.
@@ -188,24 +189,28 @@ bool distinct(const Ids& ids, const char* sample, Sizes sizes, int32_t* seen, in
 
 bool gather(const Rows& out, const Rows& x, const Ids& ids, Sizes sizes, Store store) {
   Flag flag;
-  const RowCopy copy{x, store == Store::streamed};
+  const bool streamed = store == Store::streamed;
+  const int64_t lead = rows_ahead(x);
   parallel_for(sizes.batch * sizes.keep, rows_per_thread(x.row_bytes), [&](int64_t begin, int64_t end) {
     Scratch<int32_t> seen(sizes.tokens);
     std::memset(seen.data(), 0, static_cast<size_t>(sizes.tokens) * sizeof(int32_t));
     int32_t stamp = 0;
+    // Row k of sample b, or null past the end and for the bad ids of a sample that is not checked yet.
+    const auto row = [&](int64_t b, int64_t k) -> const char* {
+      if (k >= sizes.keep) k -= sizes.keep, ++b;
+      if (k >= sizes.keep || b >= sizes.batch) return nullptr;
+      const int64_t id = id_at(ids, ids.data + b * ids.batch_stride, k);
+      if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(sizes.tokens)) return nullptr;
+      return x.data + b * x.batch_stride + id * x.row_stride;
+    };
     for_samples(begin, end, sizes.keep, [&](int64_t b, int64_t first, int64_t last) {
-      const char* const sample = ids.data + b * ids.batch_stride;
-      if (!distinct(ids, sample, sizes, seen.data(), ++stamp)) return flag.fail();
-      const char* const from = x.data + b * x.batch_stride;
+      if (!distinct(ids, ids.data + b * ids.batch_stride, sizes, seen.data(), ++stamp)) return flag.fail();
       char* const to = out.data + b * out.batch_stride;
       for (int64_t k = first; k < last; ++k) {
-        if (k + kPrefetchRows < last) {
-          prefetch(from + id_at(ids, sample, k + kPrefetchRows) * x.row_stride, x.row_bytes);
-        }
-        copy(to + k * out.row_stride, from + id_at(ids, sample, k) * x.row_stride);
+        copy_any_row(to + k * out.row_stride, row(b, k), x, row(b, k + lead), streamed);
       }
     });
-    if (copy.streamed) fence();
+    if (streamed) fence();
   });
   return flag.good;
 }
@@ -214,21 +219,22 @@ bool restore(const Rows& out, const Rows& y, const Ids& ids, bool ranks, const c
              Store store) {
   Flag flag;
   const bool streamed = store == Store::streamed;
-  const RowCopy copy{y, streamed};
+  const int64_t lead = rows_ahead(y);
   parallel_for(sizes.batch * sizes.tokens, rows_per_thread(y.row_bytes), [&](int64_t begin, int64_t end) {
     Scratch<int32_t> row_of(sizes.tokens);
     for_samples(begin, end, sizes.tokens, [&](int64_t b, int64_t first, int64_t last) {
       if (!invert(ids, ranks, ids.data + b * ids.batch_stride, sizes, row_of.data())) return flag.fail();
       const char* const from = y.data + b * y.batch_stride;
-      char* const to = out.data + b * out.batch_stride;
       for (int64_t n = first; n < last; ++n) {
-        char* const row = to + n * out.row_stride;
+        char* const to = out.data + b * out.batch_stride + n * out.row_stride;
+        const bool more = n + lead < last && row_of[n + lead] >= 0;
+        const char* const ahead = more ? from + row_of[n + lead] * y.row_stride : nullptr;
         if (row_of[n] >= 0) {
-          copy(row, from + row_of[n] * y.row_stride);
+          copy_any_row(to, from + row_of[n] * y.row_stride, y, ahead, streamed);
         } else if (fill != nullptr) {
-          streamed ? copy_streamed(row, fill, out.row_bytes) : copy_cached(row, fill, out.row_bytes);
+          copy_row(to, fill, out.row_bytes, ahead, streamed);
         } else {
-          streamed ? zero_streamed(row, out.row_bytes) : zero_cached(row, out.row_bytes);
+          zero_row(to, out.row_bytes, ahead, streamed);
         }
       }
     });
@@ -299,80 +305,98 @@ bool dropped_sum(T* out, Sum* partial, const Rows& x, const Ids& ids, Sizes size
 constexpr int64_t kGrainIds = 8192;  // ids per thread at least
 constexpr int kLanes = 32;           // Philox blocks drawn at once
 constexpr int kWordsPerBlock = 4;
+constexpr int kWords = kLanes * kWordsPerBlock;
 
-// Random words of the samples from `first` on, `per_sample` blocks each, `count` blocks in all.
-// Word k of sample s is word k % 4 of the block with counter (k / 4, 0, s) and the seed as key.
-void draw(uint32_t* words, uint64_t first, int64_t per_sample, int64_t count, uint64_t seed) {
-  uint32_t c[kWordsPerBlock][kLanes];
-  uint64_t sample = first;
-  int64_t block = 0;
-  for (int64_t done = 0; done < count; done += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      c[0][lane] = static_cast<uint32_t>(block);
-      c[1][lane] = 0;
-      c[2][lane] = static_cast<uint32_t>(sample);
-      c[3][lane] = static_cast<uint32_t>(sample >> 32);
-      if (++block == per_sample) block = 0, ++sample;
-    }
-    philox4x32<kLanes>(c[0], c[1], c[2], c[3], static_cast<uint32_t>(seed),
-                       static_cast<uint32_t>(seed >> 32));
-    const int64_t lanes = count - done < kLanes ? count - done : kLanes;
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      for (int i = 0; i < kWordsPerBlock; ++i) words[(done + lane) * kWordsPerBlock + i] = c[i][lane];
-    }
+// Random words of `kLanes` blocks: from block `block` of sample `sample` on, `per_sample` blocks each; both
+// are moved on. Word k of a sample is word k % 4 of the block with counter (k / 4, 0, sample) and the seed as
+// key. Layout: words[k % 4][lane].
+void draw(uint32_t* words, uint64_t& sample, int64_t& block, int64_t per_sample, uint64_t seed) {
+  uint32_t* const c = words;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    c[lane] = static_cast<uint32_t>(block);
+    c[lane + kLanes] = 0;
+    c[lane + 2 * kLanes] = static_cast<uint32_t>(sample);
+    c[lane + 3 * kLanes] = static_cast<uint32_t>(sample >> 32);
+    const bool last = ++block == per_sample;
+    block = last ? 0 : block;
+    sample += last;
   }
+  philox4x32<kLanes>(c, c + kLanes, c + 2 * kLanes, c + 3 * kLanes, static_cast<uint32_t>(seed),
+                     static_cast<uint32_t>(seed >> 32));
 }
 
-template <class Id>
-void put(const Ids& ids, int64_t sample, int64_t position, int64_t value) {
-  const Id id = static_cast<Id>(value);
-  std::memcpy(ids.data + sample * ids.batch_stride + position * ids.stride, &id, sizeof id);
-}
+// The random words of consecutive samples, in order.
+class Words {
+ public:
+  Words(uint64_t sample, int64_t per_sample, uint64_t seed)
+      : sample_(sample), per_sample_(per_sample), seed_(seed) {}
+
+  // The next four words are at four()[0], [kLanes], [2 * kLanes], [3 * kLanes].
+  const uint32_t* four() {
+    if (lane_ == kLanes) {
+      draw(words_, sample_, block_, per_sample_, seed_);
+      lane_ = 0;
+    }
+    return words_ + lane_++;
+  }
+
+ private:
+  uint64_t sample_;
+  int64_t block_ = 0, per_sample_;
+  uint64_t seed_;
+  int lane_ = kLanes;
+  alignas(kLineBytes) uint32_t words_[kWords];
+};
 
 // The first `keep` entries of a Fisher-Yates shuffle of 0..tokens-1 (R. Durstenfeld, Algorithm 235, CACM
 // 1964).
-void shuffle(int32_t* ids, const uint32_t* words, Sizes sizes) {
-  for (int64_t n = 0; n < sizes.tokens; ++n) ids[n] = static_cast<int32_t>(n);
+void shuffle(int32_t* ids, Words& words, Sizes sizes) {
+  for (int32_t n = 0; n < sizes.tokens; ++n) ids[n] = n;
+  const uint32_t* four = nullptr;
   for (int64_t k = 0; k < sizes.keep; ++k) {
-    const int64_t other = k + below(words[k], static_cast<uint32_t>(sizes.tokens - k));
+    const int64_t word = k % kWordsPerBlock;
+    if (word == 0) four = words.four();
+    const int64_t other = k + below(four[word * kLanes], static_cast<uint32_t>(sizes.tokens - k));
     const int32_t held = ids[k];
     ids[k] = ids[other];
     ids[other] = held;
   }
 }
 
-// Sorts the kept and the dropped part ascending. `rank` is scratch of `tokens`.
-void sort_parts(int32_t* ids, int32_t* rank, Sizes sizes) {
-  for (int64_t i = 0; i < sizes.tokens; ++i) rank[ids[i]] = i < sizes.keep;
-  int64_t kept = 0, dropped = sizes.keep;
-  for (int64_t n = 0; n < sizes.tokens; ++n) ids[rank[n] != 0 ? kept++ : dropped++] = static_cast<int32_t>(n);
+// Sorts the kept and the dropped part ascending. `kept` is scratch of `tokens`.
+void sort_parts(int32_t* ids, int32_t* kept, Sizes sizes) {
+  for (int64_t i = 0; i < sizes.tokens; ++i) kept[ids[i]] = i < sizes.keep;
+  int64_t first = 0, second = sizes.keep;
+  for (int32_t n = 0; n < sizes.tokens; ++n) ids[kept[n] != 0 ? first++ : second++] = n;
 }
 
 template <class Id>
-void write_ids(const Ids& keep_ids, const Ids& restore_ids, int64_t sample, const int32_t* ids, Sizes sizes) {
-  for (int64_t k = 0; k < sizes.keep; ++k) put<Id>(keep_ids, sample, k, ids[k]);
-  for (int64_t i = 0; i < sizes.tokens; ++i) put<Id>(restore_ids, sample, ids[i], i);
+void put(char* row, int64_t position, int64_t value) {
+  const Id id = static_cast<Id>(value);
+  std::memcpy(row + position * static_cast<int64_t>(sizeof id), &id, sizeof id);
+}
+
+template <class Id>
+void write_ids(char* keep_row, char* restore_row, const int32_t* ids, Sizes sizes) {
+  for (int64_t k = 0; k < sizes.keep; ++k) put<Id>(keep_row, k, ids[k]);
+  for (int64_t i = 0; i < sizes.tokens; ++i) put<Id>(restore_row, ids[i], i);
 }
 
 void random_keep_ids(const Ids& keep_ids, const Ids& restore_ids, Sizes sizes, uint64_t seed, uint64_t offset,
                      bool ordered) {
   const int64_t per_sample = (sizes.keep + kWordsPerBlock - 1) / kWordsPerBlock;
-  const int64_t group = per_sample > 0 && per_sample < kLanes ? kLanes / per_sample : 1;  // samples per draw
   parallel_for(sizes.batch, 1 + kGrainIds / (sizes.tokens + 1), [&](int64_t begin, int64_t end) {
-    Scratch<int32_t> ids(sizes.tokens), rank(ordered ? sizes.tokens : 0);
-    Scratch<uint32_t> words(group * per_sample * kWordsPerBlock);
+    Scratch<int32_t> ids(sizes.tokens), kept(ordered ? sizes.tokens : 0);
+    Words words(offset + static_cast<uint64_t>(begin), per_sample, seed);
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t member = (b - begin) % group;
-      if (member == 0) {
-        const int64_t samples = end - b < group ? end - b : group;
-        draw(words.data(), offset + static_cast<uint64_t>(b), per_sample, samples * per_sample, seed);
-      }
-      shuffle(ids.data(), words.data() + member * per_sample * kWordsPerBlock, sizes);
-      if (ordered) sort_parts(ids.data(), rank.data(), sizes);
-      if (keep_ids.wide && restore_ids.wide) {
-        write_ids<int64_t>(keep_ids, restore_ids, b, ids.data(), sizes);
+      shuffle(ids.data(), words, sizes);
+      if (ordered) sort_parts(ids.data(), kept.data(), sizes);
+      char* const keep_row = keep_ids.data + b * keep_ids.batch_stride;
+      char* const restore_row = restore_ids.data + b * restore_ids.batch_stride;
+      if (keep_ids.wide) {
+        write_ids<int64_t>(keep_row, restore_row, ids.data(), sizes);
       } else {
-        write_ids<int32_t>(keep_ids, restore_ids, b, ids.data(), sizes);
+        write_ids<int32_t>(keep_row, restore_row, ids.data(), sizes);
       }
     }
   });

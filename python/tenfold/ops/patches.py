@@ -167,6 +167,7 @@ def random_keep_ids(
     ):
         if tuple(array.shape) != shape:
             raise ValueError(f"out: {name} has shape {tuple(array.shape)}, want {shape}")
+    _load_torch(keep_ids)
     _core.random_keep_ids(keep_ids, restore_ids, seed, offset, ordered)
     return keep_ids, restore_ids
 
