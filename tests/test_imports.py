@@ -31,6 +31,7 @@ ALLOWED = {
     "methods": {"ops", *MIDDLE},
     "info": {"_core"},
     "bench": {"ops", "info", *MIDDLE},
+    "__main__": {"cli"},
     "cli": {"methods", "info", "bench", "ops", *MIDDLE},
 }
 

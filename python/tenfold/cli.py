@@ -146,7 +146,3 @@ def _usage() -> str:
         f"methods: {methods}\n\n"
         "tenfold VERB METHOD --help lists the options; tenfold --version prints the version."
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
