@@ -2,7 +2,7 @@
 
 #include <pybind11/numpy.h>
 
-#include <deque>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +14,7 @@ namespace {
 
 // What torch.py told us; all null until torch is used. Never freed: the interpreter may end first.
 struct TorchState {
+  PyGetSetDescrObject* requires_grad = nullptr;  // read through its C function: half the time of getattr
   PyObject* tensor_type = nullptr;
   PyObject* parameter_type = nullptr;
   PyObject* is_grad_enabled = nullptr;
@@ -24,10 +25,8 @@ struct TorchState {
 TorchState torch;
 
 struct Names {
-  PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
   PyObject* current_level = PyUnicode_InternFromString("_current_level");
   PyObject* in_dispatch_mode = PyUnicode_InternFromString("_is_in_torch_dispatch_mode");
-  PyObject* new_empty = PyUnicode_InternFromString("new_empty");
 };
 
 const Names& names() {
@@ -117,8 +116,8 @@ bool may_be_lazy(const TensorView& view) {
 
 void want_resolved(const char* name, py::handle tensor) {
   if (!tensor.attr("is_conj")().cast<bool>() && !tensor.attr("is_neg")().cast<bool>()) return;
-  throw UnresolvedError(std::string(name) +
-                        " is lazily conjugated or negated, want resolve_conj().resolve_neg()");
+  throw MendableError(std::string(name) +
+                      " is lazily conjugated or negated, want resolve_conj().resolve_neg()");
 }
 
 void raise_from_allocator(void*, const char* kind, const char* message) {
@@ -151,15 +150,15 @@ py::object empty_exchanged(const Array& like, const int64_t* shape, int rank) {
 }  // namespace
 
 const ArrayType& array_type(py::handle object) {
-  static std::deque<ArrayType> known;  // a handful of types per process; references must stay valid
+  static std::vector<std::unique_ptr<ArrayType>> known;  // a handful of types per process
   PyTypeObject* const type = Py_TYPE(object.ptr());
-  for (const ArrayType& entry : known) {
-    if (entry.type == type) return entry;
+  for (const auto& entry : known) {
+    if (entry->type == type) return *entry;
   }
-  const ArrayType entry = describe(type);
+  auto entry = std::make_unique<ArrayType>(describe(type));
   Py_INCREF(type);  // the address must not be reused by another type
-  known.push_back(entry);
-  return known.back();
+  known.push_back(std::move(entry));
+  return *known.back();
 }
 
 Array::Array(const char* name, py::handle object) : object_(object), type_(&array_type(object)) {
@@ -241,20 +240,32 @@ void want_same_kind(const char* name, const Array& array, const char* other_name
 
 void register_torch(py::object tensor_type, py::object parameter_type, py::object is_grad_enabled,
                     py::object increment_version, py::object forward_ad, py::object dispatch) {
-  torch = {tensor_type.release().ptr(),       parameter_type.release().ptr(), is_grad_enabled.release().ptr(),
-           increment_version.release().ptr(), forward_ad.release().ptr(),     dispatch.release().ptr()};
+  const py::object requires_grad = tensor_type.attr("requires_grad");
+  if (!Py_IS_TYPE(requires_grad.ptr(), &PyGetSetDescr_Type)) {
+    throw std::runtime_error("this version of torch keeps requires_grad elsewhere");
+  }
+  torch = {reinterpret_cast<PyGetSetDescrObject*>(requires_grad.inc_ref().ptr()),
+           tensor_type.release().ptr(),
+           parameter_type.release().ptr(),
+           is_grad_enabled.release().ptr(),
+           increment_version.release().ptr(),
+           forward_ad.release().ptr(),
+           dispatch.release().ptr()};
 }
 
-bool is_plain(py::handle object) {
+bool is_ordinary(py::handle object) {
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
-  if (type != torch.tensor_type && type != torch.parameter_type) return false;
-  const auto requires_grad =
-      py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), names().requires_grad));
-  if (!requires_grad) throw py::error_already_set();
-  if (requires_grad.ptr() == Py_False) return true;
+  return type == torch.tensor_type || type == torch.parameter_type;
+}
+
+bool wants_gradient(py::handle tensor) {
+  const PyGetSetDef* const getter = torch.requires_grad->d_getset;
+  const auto wanted = py::reinterpret_steal<py::object>(getter->get(tensor.ptr(), getter->closure));
+  if (!wanted) throw py::error_already_set();
+  if (wanted.ptr() == Py_False) return false;
   const auto enabled = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch.is_grad_enabled));
   if (!enabled) throw py::error_already_set();
-  return enabled.ptr() == Py_False;
+  return enabled.ptr() == Py_True;
 }
 
 bool in_torch_mode() {
@@ -271,7 +282,7 @@ bool in_torch_mode() {
 void mark_written(const Array& out) {
   if (out.type().library != Library::torch) return;
   if (torch.increment_version == nullptr) throw std::runtime_error("want tenfold.ops to be imported first");
-  const py::tuple tensors = py::make_tuple(out.object());
+  const auto tensors = py::reinterpret_steal<py::object>(PyTuple_Pack(1, out.object().ptr()));
   const auto done =
       py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.increment_version, tensors.ptr()));
   if (!done) throw py::error_already_set();

@@ -22,8 +22,9 @@ struct ArrayType {
 
 const ArrayType& array_type(py::handle object);
 
-// A torch tensor whose memory holds the conjugate or the negative of its values.
-struct UnresolvedError : TypeError {
+// A torch tensor that the kernel cannot take as it is, but that torch mends on the way to the operator: its
+// memory holds the conjugate or the negative of its values, or autocast will cast it.
+struct MendableError : TypeError {
   using TypeError::TypeError;
 };
 
@@ -62,9 +63,12 @@ void want_same_kind(const char* name, const Array& array, const char* other_name
 void register_torch(py::object tensor_type, py::object parameter_type, py::object is_grad_enabled,
                     py::object increment_version, py::object forward_ad, py::object dispatch);
 
-// Whether the object is an ordinary tensor that autograd does not look at. (Tensors inside torch.func
-// transforms look ordinary but have no memory of their own: reading them raises.)
-bool is_plain(py::handle object);
+// Whether the object is a plain torch.Tensor or Parameter, no subclass. (Tensors inside torch.func transforms
+// look so too, but have no memory of their own: reading them raises.)
+bool is_ordinary(py::handle object);
+
+// Whether autograd would record what is done with this ordinary tensor.
+bool wants_gradient(py::handle tensor);
 
 // Whether forward-mode differentiation or a dispatch mode watches what is called.
 bool in_torch_mode();

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <string>
 
 #include "bindings/exchange.h"
 #include "bindings/families.h"
@@ -35,24 +36,27 @@ py::object write(const Array& like, const patches::Shape& shape, py::handle out,
   return target;
 }
 
-// The arrays of one call, unless torch has more to do than to run the kernel: a gradient to record, a
-// torch.func transform (whose tensors cannot be read), a mode. Then the caller gets NotImplemented, and
-// tenfold.ops takes the way through torch.autograd.Function.
+py::object not_implemented() { return py::reinterpret_borrow<py::object>(Py_NotImplemented); }
+
+// Runs `op`, unless torch has more to do than to run the kernel: a gradient to record, a torch.func transform
+// (whose tensors cannot be read), a mode. Then the caller gets NotImplemented, and tenfold.ops takes the way
+// through torch.autograd.Function. `ids` are whole numbers, which have no gradient.
 template <class Op>
-py::object if_plain(std::initializer_list<py::handle> objects, Op&& op) {
+py::object if_plain(py::handle ids, std::initializer_list<py::handle> values, Op&& op) {
   // Mixed libraries are for the op to refuse; only torch has anything to watch.
-  if (array_type(*objects.begin()).library != Library::torch) return op();
-  for (const py::handle object : objects) {
-    if (object.is_none() || array_type(object).library != Library::torch) continue;
-    if (!is_plain(object)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  if (array_type(*values.begin()).library != Library::torch) return op();
+  if (array_type(ids).library == Library::torch && !is_ordinary(ids)) return not_implemented();
+  for (const py::handle value : values) {
+    if (value.is_none() || array_type(value).library != Library::torch) continue;
+    if (!is_ordinary(value) || wants_gradient(value)) return not_implemented();
   }
-  if (in_torch_mode()) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  if (in_torch_mode()) return not_implemented();
   try {
     return op();
-  } catch (const UnresolvedError&) {  // torch resolves it on the way to the operator
-    return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  } catch (const MendableError&) {
+    return not_implemented();
   } catch (const py::error_already_set&) {
-    return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+    return not_implemented();
   }
 }
 
@@ -63,15 +67,22 @@ py::object raw_gather(py::handle x, py::handle keep_ids, py::handle out) {
                [&](const TensorView& to) { patches::gather(input.view(), ids.view(), to); });
 }
 
+const TensorView* read_mask_row(py::handle mask_token, const Array& y, std::optional<Array>& row) {
+  if (mask_token.is_none()) return nullptr;
+  row.emplace("mask_token", mask_token);
+  want_same_kind("y", y, "mask_token", *row);
+  if (row->view().dtype != y.view().dtype) {
+    throw MendableError("mask_token has type " + to_string(row->view().dtype) + ", want " +
+                        to_string(y.view().dtype) + " as y");
+  }
+  return &row->view();
+}
+
 py::object raw_restore(py::handle y, py::handle ids, int64_t tokens, py::handle mask_token, py::handle out) {
   const Array input("y", y), keep_ids("keep_ids", ids);
   want_same_kind("y", input, "keep_ids", keep_ids);
   std::optional<Array> fill;
-  if (!mask_token.is_none()) {
-    fill.emplace("mask_token", mask_token);
-    want_same_kind("y", input, "mask_token", *fill);
-  }
-  const TensorView* const row = fill ? &fill->view() : nullptr;
+  const TensorView* const row = read_mask_row(mask_token, input, fill);
   return write(input, patches::restore_shape(input.view(), tokens), out,
                [&](const TensorView& to) { patches::restore(input.view(), keep_ids.view(), row, to); });
 }
@@ -80,11 +91,7 @@ py::object raw_restore_from_ranks(py::handle y, py::handle ids, py::handle mask_
   const Array input("y", y), ranks("restore_ids", ids);
   want_same_kind("y", input, "restore_ids", ranks);
   std::optional<Array> fill;
-  if (!mask_token.is_none()) {
-    fill.emplace("mask_token", mask_token);
-    want_same_kind("y", input, "mask_token", *fill);
-  }
-  const TensorView* const row = fill ? &fill->view() : nullptr;
+  const TensorView* const row = read_mask_row(mask_token, input, fill);
   const int64_t tokens = ranks.view().rank == 2 ? ranks.view().shape[1] : 0;
   return write(input, patches::restore_shape(input.view(), tokens), out, [&](const TensorView& to) {
     patches::restore_from_ranks(input.view(), ranks.view(), row, to);
@@ -127,14 +134,14 @@ void bind_patches(py::module_& module) {
   module.def(
       "gather_patches",
       [](py::handle x, py::handle keep_ids, py::handle out) {
-        return if_plain({x, keep_ids, out}, [&] { return raw_gather(x, keep_ids, out); });
+        return if_plain(keep_ids, {x, out}, [&] { return raw_gather(x, keep_ids, out); });
       },
       arg("x"), arg("keep_ids"), arg("out"),
       "NotImplemented where torch has more to do than to run the kernel.");
   module.def(
       "restore_patches",
       [](py::handle y, py::handle keep_ids, int64_t tokens, py::handle mask_token, py::handle out) {
-        return if_plain({y, keep_ids, mask_token, out},
+        return if_plain(keep_ids, {y, mask_token, out},
                         [&] { return raw_restore(y, keep_ids, tokens, mask_token, out); });
       },
       arg("y"), arg("keep_ids"), arg("tokens"), arg("mask_token"), arg("out"),
@@ -142,7 +149,7 @@ void bind_patches(py::module_& module) {
   module.def(
       "restore_patches_from_ranks",
       [](py::handle y, py::handle restore_ids, py::handle mask_token, py::handle out) {
-        return if_plain({y, restore_ids, mask_token, out},
+        return if_plain(restore_ids, {y, mask_token, out},
                         [&] { return raw_restore_from_ranks(y, restore_ids, mask_token, out); });
       },
       arg("y"), arg("restore_ids"), arg("mask_token"), arg("out"),

@@ -198,6 +198,8 @@ def test_autocast_keeps_the_type_and_casts_the_mask_token(problem):
     assert out.dtype == torch.bfloat16
     out.sum().backward()
     assert mask_token.grad.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(patches.restore_patches(y, ids, N, mask_token), out)
     with pytest.raises(TypeError, match="mask_token has type float32, want bfloat16"):
         patches.restore_patches(y, ids, N, mask_token.detach())
 
@@ -350,7 +352,8 @@ def test_first_call_under_compile_with_torch_imported_last():
     code = (
         "from tenfold.ops import patches; import torch;"
         "x = torch.ones(1, 4, 2); i = torch.tensor([[3, 1]]);"
-        "f = torch.compile(patches.gather_patches, fullgraph=True, backend='eager'); print(f(x, i).sum().item())"
+        "f = torch.compile(patches.gather_patches, fullgraph=True, backend='eager');"
+        "print(f(x, i).sum().item())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "4.0", done.stderr

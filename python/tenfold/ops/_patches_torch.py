@@ -21,8 +21,11 @@ from torch.autograd import Function
 from torch.compiler import is_dynamo_compiling
 
 from tenfold import _core
+from tenfold.ops import patches as _patches
 from tenfold.ops._torch import LIBRARY, apply, define, fold, refuse_out_with_gradient
 from tenfold.ops.patches import _check_counts, _check_mask
+
+vars(_patches)["_tracing"] = is_dynamo_compiling
 
 Call: TypeAlias = Callable[..., Tensor]
 SUMMED = (torch.float32, torch.float64, torch.bfloat16)
@@ -229,17 +232,13 @@ class DroppedSum(Function):
         return _vmap_dropped_sum(partial(apply, DroppedSum), info, in_dims, *args)
 
 
-# ---- what tenfold.ops.patches calls ----
+# ---- what tenfold.ops.patches calls where the core says NotImplemented, and under torch.compile ----
 
 
 def gather_patches(x: Tensor, keep_ids: Tensor, out: Tensor | None) -> Tensor:
     """See tenfold.ops.patches.gather_patches."""
-    if not is_dynamo_compiling():
-        result = _core.gather_patches(x, keep_ids, out)
-        if result is not NotImplemented:
-            return result  # type: ignore[no-any-return]
     refuse_out_with_gradient(out, x)
-    result = apply(Gather, x, keep_ids)
+    result: Tensor = apply(Gather, x, keep_ids)
     return result if out is None else out.copy_(result)
 
 
@@ -248,12 +247,8 @@ def restore_patches(
 ) -> Tensor:
     """See tenfold.ops.patches.restore_patches."""
     mask_token = _autocast_row(mask_token, y)
-    if not is_dynamo_compiling():
-        result = _core.restore_patches(y, keep_ids, tokens, mask_token, out)
-        if result is not NotImplemented:
-            return result  # type: ignore[no-any-return]
     refuse_out_with_gradient(out, y, mask_token)
-    result = apply(Restore, y, keep_ids, tokens, mask_token)
+    result: Tensor = apply(Restore, y, keep_ids, tokens, mask_token)
     return result if out is None else out.copy_(result)
 
 
@@ -261,11 +256,6 @@ def restore_patches_from_ranks(
     y: Tensor, restore_ids: Tensor, mask_token: Tensor | None, out: Tensor | None
 ) -> Tensor:
     """See tenfold.ops.patches.restore_patches, with restore_ids."""
-    mask_token = _autocast_row(mask_token, y)
-    if not is_dynamo_compiling():
-        result = _core.restore_patches_from_ranks(y, restore_ids, mask_token, out)
-        if result is not NotImplemented:
-            return result  # type: ignore[no-any-return]
     keep_ids = _keep_ids_op(restore_ids, y.shape[1])
     return restore_patches(y, keep_ids, restore_ids.shape[1], mask_token, out)
 
