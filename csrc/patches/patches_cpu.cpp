@@ -13,7 +13,7 @@ namespace TENFOLD_LEVEL {
 namespace {
 
 // Below this many bytes of output per thread, waking a thread costs more than it saves.
-constexpr int64_t kGrainBytes = 128 << 10;
+constexpr int64_t kGrainBytes = 1 << 20;
 // While one row is copied, the row that lies this many bytes of copying ahead is prefetched, line by line:
 // the hardware does not know where the next row is. Measured best from 4 to 16 KiB.
 constexpr int64_t kPrefetchBytes = 8 << 10;
@@ -302,7 +302,7 @@ bool dropped_sum(T* out, Sum* partial, const Rows& x, const Ids& ids, Sizes size
 
 // ---- random ids ----
 
-constexpr int64_t kGrainIds = 8192;  // ids per thread at least
+constexpr int64_t kGrainIds = 1 << 16;  // ids per thread at least
 constexpr int kLanes = 32;           // Philox blocks drawn at once
 constexpr int kWordsPerBlock = 4;
 constexpr int kWords = kLanes * kWordsPerBlock;

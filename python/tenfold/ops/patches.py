@@ -12,27 +12,33 @@ of dropped tokens (1 = dropped, the mask of MAE).
 from __future__ import annotations
 
 import operator
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from tenfold import _core
 from tenfold.ops._arrays import Array, is_torch
 
 __all__ = ["gather_patches", "keep_ids_from_mask", "random_keep_ids", "restore_patches"]
 
-_torch: Any = None  # tenfold.ops._patches_torch, once a torch tensor has been seen
+
+def _ask_torch() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
 
 
-def _load_torch(array: object) -> bool:
-    """Whether `array` is torch's; the first one brings in the torch half of this family."""
-    if not is_torch(array):
-        return False
-    global _torch
+_tracing: Callable[[], bool] = _ask_torch
+"""Whether torch.compile traces this call; torch's own function once torch is used."""
+
+
+def _torch_half() -> Any:
+    """tenfold.ops._patches_torch; loaded for the first torch tensor."""
     from tenfold.ops import _patches_torch
 
-    _torch = _patches_torch
-    return True
+    return _patches_torch
 
 
 def gather_patches(x: Array, keep_ids: Array, out: Array | None = None) -> Array:
@@ -57,9 +63,11 @@ def gather_patches(x: Array, keep_ids: Array, out: Array | None = None) -> Array
     O(B K D) bytes are copied; scratch is 4 N bytes per thread. Bitwise equal for every thread count and
     level. The gradient writes each row of x's gradient once: no atomics, no zero fill, deterministic.
     """
-    if type(x) is not np.ndarray and (_torch is not None or _load_torch(x)):
-        return _torch.gather_patches(x, keep_ids, out)
-    return _core.gather_patches(x, keep_ids, out)
+    if type(x) is ndarray or not _tracing():
+        result = _core.gather_patches(x, keep_ids, out)
+        if result is not NotImplemented:
+            return result
+    return _torch_half().gather_patches(x, keep_ids, out)
 
 
 def restore_patches(
@@ -95,17 +103,27 @@ def restore_patches(
     Writes each of the B N rows once; scratch is 4 N bytes per thread. Bitwise equal for every thread count
     and level. mask_token's gradient is summed in float32 (float64 for float64) over a fixed partition.
     """
-    torch_half = type(y) is not np.ndarray and (_torch is not None or _load_torch(y))
-    half = _torch if torch_half else _core
     if restore_ids is not None:
-        if keep_ids is not None:
-            raise ValueError("both keep_ids and restore_ids are given, want one of them")
-        if tokens is not None and tokens != restore_ids.shape[1]:
-            raise ValueError(f"tokens is {tokens} and restore_ids has {restore_ids.shape[1]} per sample")
-        return half.restore_patches_from_ranks(y, restore_ids, mask_token, out)
+        _check_restore_ids(restore_ids, keep_ids, tokens)
+        if type(y) is ndarray or not _tracing():
+            result = _core.restore_patches_from_ranks(y, restore_ids, mask_token, out)
+            if result is not NotImplemented:
+                return result
+        return _torch_half().restore_patches_from_ranks(y, restore_ids, mask_token, out)
     if keep_ids is None or tokens is None:
         raise ValueError("want keep_ids and tokens, or restore_ids")
-    return half.restore_patches(y, keep_ids, tokens, mask_token, out)
+    if type(y) is ndarray or not _tracing():
+        result = _core.restore_patches(y, keep_ids, tokens, mask_token, out)
+        if result is not NotImplemented:
+            return result
+    return _torch_half().restore_patches(y, keep_ids, tokens, mask_token, out)
+
+
+def _check_restore_ids(restore_ids: Array, keep_ids: Array | None, tokens: int | None) -> None:
+    if keep_ids is not None:
+        raise ValueError("both keep_ids and restore_ids are given, want one of them")
+    if tokens is not None and tokens != restore_ids.shape[1]:
+        raise ValueError(f"tokens is {tokens} and restore_ids has {restore_ids.shape[1]} per sample")
 
 
 def random_keep_ids(
@@ -145,9 +163,6 @@ def random_keep_ids(
     O(B N). Philox4x32-10 (Salmon et al., SC 2011) and the first K steps of a Fisher-Yates shuffle; ids are
     uniform up to a bias below N / 2**32.
     """
-    torch_half = (
-        like is not None and type(like) is not np.ndarray and (_torch is not None or _load_torch(like))
-    )
     batch, tokens, keep, seed, offset = map(operator.index, (batch, tokens, keep, seed, offset))
     for name, value, limit in (
         ("batch", batch, 2**63),
@@ -158,8 +173,9 @@ def random_keep_ids(
     ):
         if not 0 <= value < limit:
             raise ValueError(f"{name} is {value}, want 0 <= {name} < {limit}")
-    if out is None and torch_half:
-        return _torch.random_keep_ids(batch, tokens, keep, seed, offset, ordered)  # type: ignore[no-any-return]
+    if out is None and is_torch(like):
+        ids: tuple[Array, Array] = _torch_half().random_keep_ids(batch, tokens, keep, seed, offset, ordered)
+        return ids
     keep_ids, restore_ids = out or (np.empty((batch, keep), np.int64), np.empty((batch, tokens), np.int64))
     for name, array, shape in (
         ("keep_ids", keep_ids, (batch, keep)),
@@ -167,7 +183,8 @@ def random_keep_ids(
     ):
         if tuple(array.shape) != shape:
             raise ValueError(f"out: {name} has shape {tuple(array.shape)}, want {shape}")
-    _load_torch(keep_ids)
+    if is_torch(keep_ids):
+        _torch_half()  # so that the core can tell autograd what is written
     _core.random_keep_ids(keep_ids, restore_ids, seed, offset, ordered)
     return keep_ids, restore_ids
 
@@ -188,8 +205,8 @@ def keep_ids_from_mask(mask: Array, keep: int | None = None) -> Array:
         ValueError: a sample keeps another number of tokens (names the sample); mask is not (B, N).
         TypeError: mask is not bool.
     """
-    if type(mask) is not np.ndarray and (_torch is not None or _load_torch(mask)):
-        return _torch.keep_ids_from_mask(mask, keep)
+    if is_torch(mask):
+        return _torch_half().keep_ids_from_mask(mask, keep)
     mask = np.asanyarray(mask)
     _check_mask(mask.dtype == np.bool_, mask.dtype, tuple(mask.shape))
     counts = mask.sum(axis=1)

@@ -1,0 +1,58 @@
+"""The limits of the machine that a benchmark runs on, measured in the same process."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tenfold import __version__, _core
+
+COPY_MIB = (1, 8, 64)
+"""Sizes of the copied array: inside the second-level cache, inside the last level, outside of all."""
+
+
+def copy_bandwidth(mib: int, seconds: float = 0.3) -> float:
+    """Bytes read plus bytes written per second by numpy's copy of a warm array on one thread."""
+    source = np.ones(mib << 17)
+    target = np.ones_like(source)
+    best = float("inf")
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop:
+        start = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best
+
+
+def processor() -> str:
+    """The processor's name, and its family and model: virtual machines hide the full name."""
+    facts = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    if not facts:
+        return platform.processor() or platform.machine()
+    return f"{facts.get('model name', '?')} (family {facts.get('cpu family')}, model {facts.get('model')})"
+
+
+def describe() -> dict[str, Any]:
+    """What stands above every table."""
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "last_level_cache_mib": _core.last_level_cache() / 2**20,
+        "isa": _core.isa(),
+        "compiler": _core.compiler(),
+        "versions": {
+            "tenfold": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "copy_gb_per_s": {f"{mib} MiB": copy_bandwidth(mib) / 1e9 for mib in COPY_MIB},
+    }
