@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """One operation on one shape. `seconds` maps each alternative, tenfold among them, to its fastest time."""
+    """One operation on one shape; `seconds` maps each alternative, tenfold too, to its fastest time."""
 
     op: str
     shape: str
