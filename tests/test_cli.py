@@ -124,6 +124,15 @@ def test_missing_extra(method, capsys, monkeypatch, package):
     )
 
 
+def test_bench_names_its_own_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytest_benchmark", None)
+    assert cli.main(["bench", "patches"]) == 2
+    expected = (
+        "tenfold bench needs the 'bench' extra: pip install 'tenfold[bench]' (pytest_benchmark is missing)"
+    )
+    assert one_line(capsys) == f"tenfold: error: {expected}"
+
+
 def test_a_missing_module_of_our_own_is_a_bug(method):
     def fail(argv):
         import tenfold.no_such_module  # noqa: F401

@@ -4,6 +4,7 @@ Nothing heavy is imported before it is needed: --help imports no third-party pac
 """
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -115,6 +116,10 @@ def _info(argv: list[str]) -> int:
 
 
 def _bench(argv: list[str]) -> int:
+    # The benchmarks run in a process of their own, whose missing packages would be found too late.
+    for package in ("torch", "pytest_benchmark"):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
     from tenfold.bench import main as bench_main
 
     return bench_main(argv)
