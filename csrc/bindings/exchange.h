@@ -51,8 +51,12 @@ class Array {
   py::object capsule_;
 };
 
-// An uninitialised array of the type, device and library of `like`.
-py::object empty_like(const Array& like, const int64_t* shape, int rank);
+// A new, uninitialised array of the type, device and library of another, and its memory.
+struct Fresh {
+  py::object object;
+  TensorView view;
+};
+Fresh empty_like(const Array& like, const int64_t* shape, int rank);
 
 // Raises TypeError that names both where `other` comes from another library or device.
 void want_same_kind(const char* name, const Array& array, const char* other_name, const Array& other);

@@ -9,6 +9,7 @@
 
 #include "bindings/exchange.h"
 #include "bindings/families.h"
+#include "core/machine.h"
 
 namespace tenfold::bindings {
 namespace {
@@ -26,14 +27,17 @@ void run(const TensorView& out, Kernel&& kernel) {
 // Writes into `out`, or into a new array like `like`; returns what was written.
 template <class Kernel>
 py::object write(const Array& like, const patches::Shape& shape, py::handle out, Kernel&& kernel) {
-  const bool fresh = out.is_none();
-  py::object target =
-      fresh ? empty_like(like, shape.size, shape.rank) : py::reinterpret_borrow<py::object>(out);
-  const Array array("out", target);
+  if (out.is_none()) {
+    const Fresh fresh = empty_like(like, shape.size, shape.rank);
+    advise_huge_pages(fresh.view.data, fresh.view.count() * fresh.view.dtype.bytes());
+    run(fresh.view, [&] { kernel(fresh.view); });
+    return fresh.object;
+  }
+  const Array array("out", out);
   want_same_kind("out", array, "the input", like);
   run(array.view(), [&] { kernel(array.view()); });
-  if (!fresh) mark_written(array);
-  return target;
+  mark_written(array);
+  return py::reinterpret_borrow<py::object>(out);
 }
 
 py::object not_implemented() { return py::reinterpret_borrow<py::object>(Py_NotImplemented); }

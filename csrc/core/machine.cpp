@@ -3,6 +3,10 @@
 #include <fstream>
 #include <string>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #ifdef _OPENMP
 #include <dlfcn.h>
 #include <omp.h>
@@ -35,6 +39,19 @@ int64_t last_level_cache() {
     return largest > 0 ? largest : kDefaultCache;
   }();
   return bytes;
+}
+
+void advise_huge_pages(char* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 4096, kHugePage = uintptr_t{2} << 20;
+  if (bytes < kHugePageMinimum) return;
+  // Whole small pages inside the block; the kernel takes the huge ones that fit.
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(kPage - 1);
+  if (end > begin + kHugePage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
 }
 
 const char* openmp_runtime() {

@@ -303,7 +303,7 @@ bool dropped_sum(T* out, Sum* partial, const Rows& x, const Ids& ids, Sizes size
 // ---- random ids ----
 
 constexpr int64_t kGrainIds = 1 << 16;  // ids per thread at least
-constexpr int kLanes = 32;           // Philox blocks drawn at once
+constexpr int kLanes = 32;              // Philox blocks drawn at once
 constexpr int kWordsPerBlock = 4;
 constexpr int kWords = kLanes * kWordsPerBlock;
 
