@@ -120,6 +120,12 @@ void want_resolved(const char* name, py::handle tensor) {
                       " is lazily conjugated or negated, want resolve_conj().resolve_neg()");
 }
 
+// An empty tensor may have no memory. It gets an address, so that kernels may compute with it.
+char* address_of(const dlpack::Tensor& tensor) {
+  static char nothing;
+  return tensor.data != nullptr ? static_cast<char*>(tensor.data) + tensor.byte_offset : &nothing;
+}
+
 void raise_from_allocator(void*, const char* kind, const char* message) {
   PyErr_Format(PyExc_RuntimeError, "%s: %s", kind, message);
 }
@@ -140,7 +146,7 @@ py::object empty_exchanged(const Array& like, TensorView& view) {
   void* object = nullptr;
   const dlpack::ExchangeApi* const api = like.type().api;
   if (api->allocate(&prototype, &managed, nullptr, raise_from_allocator) != 0) throw py::error_already_set();
-  view.data = static_cast<char*>(managed->tensor.data) + managed->tensor.byte_offset;
+  view.data = address_of(managed->tensor);
   if (api->object_from_managed(managed, &object) != 0) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
 }
@@ -187,7 +193,7 @@ Array::Array(const char* name, py::handle object) : object_(object), type_(&arra
 void Array::read(const char* name, const dlpack::Tensor& tensor) {
   if (tensor.type_lanes != 1) throw TypeError(std::string(name) + " has vector elements, want plain numbers");
   if (tensor.rank > kMaxRank) throw_rank(name, tensor.rank);
-  view_.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  view_.data = address_of(tensor);
   view_.dtype = {static_cast<TypeCode>(tensor.type_code), tensor.type_bits};
   view_.device = {static_cast<DeviceType>(tensor.device_type), tensor.device_id};
   view_.rank = tensor.rank;

@@ -46,7 +46,8 @@ def test_a_level_without_kernels_is_refused():
 
 def weak_symbols(objects: list[Path]) -> set[str]:
     listing = subprocess.run(["nm", *map(str, objects)], capture_output=True, text=True, check=True).stdout
-    return set(re.findall(r"^[0-9a-f]* [WVu] (\S+)$", listing, flags=re.MULTILINE))
+    found = re.findall(r"^[0-9a-f]* [WVu] (\S+)$", listing, flags=re.MULTILINE)
+    return {symbol for symbol in found if not symbol.startswith("DW.ref.")}  # a pointer, not code
 
 
 @pytest.mark.slow

@@ -169,3 +169,15 @@ def test_keep_ids_from_mask_refuses_other_arrays(kind):
         patches.keep_ids_from_mask(make([[0, 1]]))
     with pytest.raises(ValueError, match=r"mask has shape \(2,\), want \(batch, tokens\)"):
         patches.keep_ids_from_mask(make([True, False]))
+
+
+def test_unaligned_numpy_arrays():
+    rng = np.random.default_rng(0)
+    x = np.frombuffer(rng.bytes(1 + 2 * 4 * 33 * 8), np.float64, offset=1).reshape(2, 4, 33)
+    ids = np.frombuffer(b"." + np.array([[3, 1], [0, 2]]).tobytes(), np.int64, offset=1).reshape(2, 2)
+    assert not x.flags.aligned
+    assert not ids.flags.aligned
+    kept = patches.gather_patches(x, ids)
+    np.testing.assert_array_equal(kept.view(np.int64), x[np.arange(2)[:, None], ids].view(np.int64))
+    full = patches.restore_patches(kept, ids, 4)
+    np.testing.assert_array_equal(full[np.arange(2)[:, None], ids].view(np.int64), kept.view(np.int64))

@@ -48,8 +48,17 @@ def test_ops_under_sanitizers(tmp_path):
     subprocess.run(install, check=True, capture_output=True)
     tests = [str(path) for path in sorted((ROOT / "tests/ops").glob("test_*.py"))]
     tests = [path for path in tests if not path.endswith(("test_public_names.py", "test_sanitizers.py"))]
-    # The compiler of torch.compile and the subprocess tests run outside the sanitized process.
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-k", "not compile and not numpy_users and not agree"]
+    # Tests that start processes or compilers run outside the sanitized process. Uncaptured (-s), for a
+    # sanitizer ends the process with its report still in the capture.
+    options = [
+        "-q",
+        "-x",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not compile and not numpy_users and not agree",
+    ]
     environment = {
         **os.environ,
         "LD_PRELOAD": f"{library('libasan.so')}:{library('libubsan.so')}",
