@@ -26,8 +26,8 @@ class EDMConfig:
 
     sigma_data: float = 0.5
     """Standard deviation of the images after scaling."""
-    p_mean: float = 0.0
-    """Mean of ln(sigma) in training."""
+    p_mean: float = 1.0
+    """Mean of ln(sigma) in training; high levels teach which picture a caption means."""
     p_std: float = 1.2
     """Standard deviation of ln(sigma) in training."""
     prediction: Literal["clean", "edm"] = "clean"
@@ -35,8 +35,16 @@ class EDMConfig:
     weight_cap: float = 5.0
     """Largest weight of a noise level in the loss on clean images; EDM's own weight grows without bound."""
 
+    sigma_min: float = 0.8
+    """Level at which sampling ends with the network's own image; EDM goes down to 0.002."""
+    sigma_max: float = 40.0
+    """Level at which sampling starts."""
+
     def __post_init__(self) -> None:
-        """Refuse widths and weights that are not positive."""
+        """Refuse levels that make no sense."""
+        if not 0 < self.sigma_min < self.sigma_max:
+            levels = f"{self.sigma_min} and {self.sigma_max}"
+            raise ValueError(f"sigma_min: wanted 0 < sigma_min < sigma_max, got {levels}")
         for name in ("sigma_data", "p_std", "weight_cap"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: wanted a positive number, got {getattr(self, name)}")

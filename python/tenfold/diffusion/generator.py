@@ -32,18 +32,15 @@ class SamplerConfig:
 
     steps: int = 18
     """Noise levels; each but the last costs two evaluations of the network."""
-    guidance: float = 3.0
+    guidance: float = 2.0
     """Weight of the caption; 1 is none, higher follows the caption more and varies less."""
-    sigma_min: float = 0.01
-    """Lowest noise level."""
-    sigma_max: float = 40.0
-    """Highest noise level, where sampling starts."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled, before any work is done."""
         if self.guidance < 0:
             raise ValueError(f"guidance: wanted at least 0, got {self.guidance}")
-        karras_sigmas(self.steps, self.sigma_min, self.sigma_max)
+        if self.steps < 1:
+            raise ValueError(f"steps: wanted at least 1, got {self.steps}")
 
 
 class Generator:
@@ -68,7 +65,7 @@ class Generator:
         sampler = sampler or SamplerConfig()
         config = self.model.config
         shape = (config.tokens, config.patch_size**2 * config.channels)
-        sigmas = karras_sigmas(sampler.steps, sampler.sigma_min, sampler.sigma_max)
+        sigmas = karras_sigmas(sampler.steps, self.noise.sigma_min, self.noise.sigma_max)
         pictures = []
         for start in range(0, len(text), BATCH):
             rows = slice(start, min(start + BATCH, len(text)))

@@ -44,7 +44,7 @@ class MicroDiTConfig:
     """Last share of the steps that sees every patch, when mask_ratio is not 0."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the matrix products; auto is bf16 where the CPU has it. Weights are float32."""
-    guidance: float = 3.0
+    guidance: float = 2.0
     """Weight of the caption in the samples of the report, and the default when sampling."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 makes about twelve in a run."""
@@ -70,7 +70,7 @@ class MicroDiTConfig:
 
 
 def laptop() -> MicroDiTConfig:
-    """Two CPU cores, ten minutes, 32x32 pixels; how it was chosen is in docs/microdit_presets.md."""
+    """Two CPU cores, ten minutes, 32x32 pixels; how it was chosen is in docs/microdit.md."""
     return MicroDiTConfig()
 
 
@@ -97,6 +97,8 @@ def paper() -> MicroDiTConfig:
         betas=(0.9, 0.999),
         weight_decay=0.1,
         clip=0.25,
+        noise=EDMConfig(sigma_data=0.9, p_mean=-0.6, prediction="edm", sigma_min=0.002, sigma_max=80.0),
+        guidance=5.0,
         mask_ratio=0.75,
         unmasked_share=30 / 280,
     )

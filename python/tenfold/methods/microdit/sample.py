@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     if any(not caption.strip() for caption in options.captions):
         raise UserError("a caption is empty; give a text to draw")
     run = RunDirectory.open(options.run)
-    guidance = options.guidance if options.guidance is not None else run.config_dict.get("guidance", 3.0)
+    guidance = options.guidance if options.guidance is not None else run.config_dict.get("guidance", 2.0)
     sampler = SamplerConfig(steps=options.steps, guidance=guidance)
     pictures = load_generator(options.run).sample(options.captions, options.seed, sampler)
     for number, (caption, picture) in enumerate(zip(options.captions, pictures, strict=True)):
