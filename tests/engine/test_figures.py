@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tenfold.engine.figures import image_grid, loss_curve, to_png
+from tenfold.engine.figures import curves, image_grid, loss_curve, to_png
 
 
 def pictures(count):
@@ -50,3 +50,17 @@ def test_image_grid_names_bad_input(tmp_path):
     with pytest.raises(ValueError, match="uint8 of shape"):
         image_grid(pictures(1)[0], ["a"], tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_of_one_arm_share_a_colour(tmp_path):
+    points, above = [(1, 1.0), (2, 0.5), (3, 0.2)], [(1, 2.0), (2, 1.0), (3, 0.4)]
+    one_arm, two_arms = tmp_path / "one.png", tmp_path / "two.png"
+    curves({"a-seed0": points, "a-seed1": above}, one_arm, "step", "loss")
+    curves({"a-seed0": points, "b-seed0": above}, two_arms, "step", "loss")
+
+    def colours(path):
+        pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3).astype(int)
+        coloured = pixels[pixels.max(1) - pixels.min(1) > 100]
+        return {tuple(colour) for colour in (coloured // 128)}
+
+    assert len(colours(one_arm)) < len(colours(two_arms))

@@ -53,6 +53,28 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]], path: Path, smoothing: floa
     _save(figure, path)
 
 
+def curves(named: Mapping[str, Sequence[Sequence[float]]], path: Path, xlabel: str, ylabel: str) -> None:
+    """Plot one line of (x, y) points for each name, y on a log axis; equal names up to a dash share a colour.
+
+    "arm-seed0" and "arm-seed1" are two runs of one arm, so they look alike and only the first has a label.
+    """
+    figure, axes = _figure(7.0, 4.0)
+    colours: dict[str, str] = {}
+    for name, points in named.items():
+        arm = name.rpartition("-")[0] or name
+        x, y = zip(*points, strict=True)
+        label = None if arm in colours else arm
+        (line,) = axes.plot(x, y, color=colours.get(arm), label=label, linewidth=1.0)
+        colours[arm] = line.get_color()
+    axes.set_yscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.3)
+    if colours:
+        axes.legend()
+    _save(figure, path)
+
+
 def image_grid(images: Pixels, captions: Sequence[str], path: Path, columns: int = 4) -> None:
     """Show `images` (uint8, (N, H, W, 3)) in rows of `columns`, each above its caption (may be empty)."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:

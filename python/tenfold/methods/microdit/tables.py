@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.engine.atomic import atomic_write
+from tenfold.engine.figures import curves
 
 Result = dict[str, Any]
+
+FIGURE = "microdit_loss.png"
+_TIME = "Losses of different predictions or noise levels have different units; compare shares, not losses."
 
 _HEAD = """# MicroDiT: what it reaches on two CPU cores
 
@@ -39,7 +43,10 @@ def write_tables(results: Path, target: Path) -> None:
         f"Chance is 10 in the number of pictures, {', '.join(sorted(chances))} for captions seen. Figures of "
         "several seeds are mean ± standard deviation.",
     ]
+    lines += ["", f"![training loss]({FIGURE})", "", f"Training loss over the steps. {_TIME}"]
     target.parent.mkdir(parents=True, exist_ok=True)
+    named = {f"{result['arm']}-seed{result['seed']}": result["curve"] for result in everything}
+    curves(named, target.parent / FIGURE, "step", "training loss")
     with atomic_write(target) as sink:
         sink.write("\n".join(lines) + "\n")
 
