@@ -14,9 +14,9 @@ import machine
 
 Call = Callable[[], Any]
 
-ROW_SECONDS = 1.5  # per row, all alternatives together
+ROW_SECONDS = 3.0  # per row, all alternatives together
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
-CALLS_PER_ROUND = 2  # so that each alternative also runs with what it left in the caches itself
+CALLS_PER_ROUND = 8  # in a row: each alternative is as warm as its own working set lets it be
 SHORTEST = 2e-4  # calls are repeated until one sample is about this long
 TENFOLD = "tenfold"
 

@@ -23,6 +23,7 @@ from tenfold.errors import UserError
 
 CHECKOUT = "the benchmarks are in tenfold's source tree: clone it and run tenfold bench there, or give --dir"
 TENFOLD = "tenfold"
+MARK = "<!-- Everything below is written by tenfold bench; text above is kept. -->"
 LIMIT = "seconds"  # the alternative's name where a target is a time, not a ratio
 
 
@@ -223,8 +224,10 @@ def _write(path: Path, report: dict[str, Any], rows: list[Row], machine: dict[st
     }
     with atomic_write(path, "w") as file:
         json.dump(kept, file, indent=1)
-    with atomic_write(path.with_suffix(".md"), "w") as file:
-        file.write(render(rows, machine) + "\n")
+    notes = path.with_suffix(".md")
+    before = notes.read_text().partition(MARK)[0] if notes.is_file() and MARK in notes.read_text() else ""
+    with atomic_write(notes, "w") as file:
+        file.write(f"{before}{MARK}\n\n{render(rows, machine)}\n")
     plot = _plot(rows)
     if plot is None:
         print("no plot: matplotlib is missing (pip install 'tenfold[bench]')", file=sys.stderr)

@@ -56,7 +56,10 @@ def test_tables_and_files(report, tmp_path, capsys):
     assert "| 4x5   | fp32 | fresh   | 1       | 1.000 ms | 0     | 9.00  |" in text
     assert "| call" in text
     assert "NO" in text
-    assert out.with_suffix(".md").read_text() == text
+    assert out.with_suffix(".md").read_text() == f"{bench.MARK}\n\n{text}"
+    out.with_suffix(".md").write_text(f"by hand\n{bench.MARK}\nold")
+    bench.main(["--dir", str(tmp_path), "--read", str(report), "--json", str(out)])
+    assert out.with_suffix(".md").read_text() == f"by hand\n{bench.MARK}\n\n{text}"
     assert json.loads(out.read_text())["machine_info"] == MACHINE
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
