@@ -212,8 +212,11 @@ void Array::read_numpy(const char* name) {
   const auto dtype = py::reinterpret_borrow<py::dtype>(array->descr);
   if (array->nd > kMaxRank) throw_rank(name, array->nd);
   if (dtype.byteorder() == '>') throw TypeError(std::string(name) + " is big-endian, want native byte order");
+  const TypeCode code = numpy_code(name, dtype.kind());
+  // No number is wider than 16 bytes but the extended complex, whose bits do not fit DLPack's field.
+  if (dtype.itemsize() > 16) throw TypeError(std::string(name) + " has elements of more than 16 bytes");
   view_.data = array->data;
-  view_.dtype = {numpy_code(name, dtype.kind()), static_cast<uint8_t>(dtype.itemsize() * 8)};
+  view_.dtype = {code, static_cast<uint8_t>(dtype.itemsize() * 8)};
   view_.device = {DeviceType::cpu, 0};
   view_.rank = array->nd;
   view_.read_only = !py::detail::check_flags(object_.ptr(), py::detail::npy_api::NPY_ARRAY_WRITEABLE_);

@@ -65,6 +65,7 @@ PYBIND11_MODULE(_core, module) {
     }
   });
   choose_isa();
+  forked();  // starts watching for forks
   bindings::bind_build(module);
   module.def("register_torch", &bindings::register_torch, py::arg("tensor_type"), py::arg("parameter_type"),
              py::arg("is_grad_enabled"), py::arg("increment_version"), py::arg("forward_ad"),

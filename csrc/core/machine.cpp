@@ -1,5 +1,7 @@
 #include "core/machine.h"
 
+#include <pthread.h>
+
 #include <fstream>
 #include <string>
 
@@ -52,6 +54,13 @@ void advise_huge_pages(char* data, int64_t bytes) {
 #else
   (void)data, (void)bytes;
 #endif
+}
+
+bool forked() {
+  static bool is_child = false;
+  static const int watched = pthread_atfork(nullptr, nullptr, [] { is_child = true; });
+  (void)watched;
+  return is_child;
 }
 
 const char* openmp_runtime() {

@@ -15,6 +15,10 @@ int64_t last_level_cache();
 inline constexpr int64_t kHugePageMinimum = int64_t{4} << 20;
 void advise_huge_pages(char* data, int64_t bytes);
 
+// Whether this process was forked from one that had loaded tenfold. GNU's OpenMP waits for ever for the
+// threads that its parent had, so loops then run on one thread.
+bool forked();
+
 // Path of the OpenMP runtime's library in this process, "none" in a build without OpenMP.
 const char* openmp_runtime();
 

@@ -8,14 +8,16 @@
 #endif
 
 #include "core/level.h"
+#include "core/machine.h"
 
 namespace tenfold {
 TENFOLD_LEVEL_BEGIN
 
-// Threads that a loop may use: what torch.set_num_threads or OMP_NUM_THREADS said, one inside another loop.
+// Threads that a loop may use: what torch.set_num_threads or OMP_NUM_THREADS said, but one inside another
+// loop and in a forked process.
 inline int available_threads() {
 #ifdef _OPENMP
-  return omp_in_parallel() ? 1 : omp_get_max_threads();
+  return omp_in_parallel() || forked() ? 1 : omp_get_max_threads();
 #else
   return 1;
 #endif

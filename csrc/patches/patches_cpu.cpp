@@ -207,7 +207,9 @@ bool gather(const Rows& out, const Rows& x, const Ids& ids, Sizes sizes, Store s
       if (!distinct(ids, ids.data + b * ids.batch_stride, sizes, seen.data(), ++stamp)) return flag.fail();
       char* const to = out.data + b * out.batch_stride;
       for (int64_t k = first; k < last; ++k) {
-        copy_any_row(to + k * out.row_stride, row(b, k), x, row(b, k + lead), streamed);
+        const char* const from = row(b, k);
+        if (from == nullptr) return flag.fail();  // another thread of the caller changed the ids
+        copy_any_row(to + k * out.row_stride, from, x, row(b, k + lead), streamed);
       }
     });
     if (streamed) fence();
