@@ -66,6 +66,8 @@ void want_keep(const char* name, int64_t keep, int64_t tokens) {
     throw ValueError(std::string(name) + " has " + std::to_string(keep) + " ids per sample and there are " +
                      std::to_string(tokens) + " tokens, want at most one id per token");
   }
+  if (tokens > INT32_MAX)
+    throw ValueError(std::to_string(tokens) + " tokens per sample, want less than 2^31");
 }
 
 void want_writable(const char* name, const TensorView& out) {
@@ -208,6 +210,7 @@ void restore_with(const TensorView& y, const TensorView& ids, bool ranks, const 
     throw ValueError("y has " + std::to_string(keep) + " rows per sample and there are " +
                      std::to_string(tokens) + " tokens, want at most as many");
   }
+  want_keep(name, keep, tokens);
   want_apart(out, "y", y);
   want_apart(out, name, ids);
   const char* fill = nullptr;
@@ -343,7 +346,6 @@ void random_keep_ids(const TensorView& keep_ids, const TensorView& restore_ids, 
   if (overlap(keep_ids, restore_ids)) throw ValueError("keep_ids shares memory with restore_ids");
   const Sizes sizes{restore_ids.shape[0], restore_ids.shape[1], keep_ids.shape[1]};
   want_keep("keep_ids", sizes.keep, sizes.tokens);
-  if (sizes.tokens > INT32_MAX) throw ValueError("restore_ids has more than 2^31 - 1 tokens per sample");
   kernels().random_keep_ids(ids_of(keep_ids), ids_of(restore_ids), sizes, seed, offset, ordered);
 }
 

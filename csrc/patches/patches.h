@@ -1,7 +1,7 @@
 // Masked patch gathering: keep K of N tokens per sample, and put rows back.
 //
 // The upper half is what other code calls: views in, checks, errors. The lower half is what each
-// instruction-set level provides. Scratch memory is stated per kernel, N tokens in a sample, per thread.
+// instruction-set level provides. Scratch memory is stated per kernel, for N tokens in a sample.
 #pragma once
 
 #include <cstdint>
@@ -66,21 +66,21 @@ struct Sizes {
   int64_t batch, tokens, keep;
 };
 
-// Whether outputs are written past the caches; see kStream... in patches.cpp.
+// Whether outputs are written past the caches; store_for in patches.cpp decides.
 enum class Store : int { cached, streamed };
 
-// The kernels return false where any id is out of range or doubled (first_bad_id then finds it). They never
-// touch memory outside the rows, whatever the ids.
+// The kernels return false where any id is out of range or doubled; patches.cpp then finds it. They never
+// touch memory outside the rows, whatever the ids. Scratch memory per thread: gather 4 N + 8 K bytes, restore
+// 4 N, dropped_sum N, random_keep_ids 8 N.
 struct Kernels {
-  bool (*gather)(const Rows& out, const Rows& x, const Ids& ids, Sizes sizes, Store store);  // N * 4 bytes
-  bool (*restore)(const Rows& out, const Rows& y, const Ids& ids, bool ranks,
-                  const char* fill,  // N * 4 bytes
-                  Sizes sizes, Store store);
-  bool (*dropped_sum_f32)(float* out, float* partial, const Rows& x, const Ids& ids, Sizes sizes);  // N bytes
+  bool (*gather)(const Rows& out, const Rows& x, const Ids& ids, Sizes sizes, Store store);
+  bool (*restore)(const Rows& out, const Rows& y, const Ids& ids, bool ranks, const char* fill, Sizes sizes,
+                  Store store);
+  bool (*dropped_sum_f32)(float* out, float* partial, const Rows& x, const Ids& ids, Sizes sizes);
   bool (*dropped_sum_bf16)(uint16_t* out, float* partial, const Rows& x, const Ids& ids, Sizes sizes);
   bool (*dropped_sum_f64)(double* out, double* partial, const Rows& x, const Ids& ids, Sizes sizes);
   void (*random_keep_ids)(const Ids& keep_ids, const Ids& restore_ids, Sizes sizes, uint64_t seed,
-                          uint64_t offset, bool ordered);  // N * 8 bytes
+                          uint64_t offset, bool ordered);
 };
 
 // Samples are summed in this many fixed chunks, whatever the number of threads: same bits always.

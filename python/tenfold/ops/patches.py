@@ -60,7 +60,7 @@ def gather_patches(x: Array, keep_ids: Array, out: Array | None = None) -> Array
             `out` overlaps an argument, tears its rows apart, or is given where a gradient is recorded.
         TypeError: arrays of different libraries, not in CPU memory, or of a wrong type.
 
-    O(B K D) bytes are copied; scratch is 4 N bytes per thread. Bitwise equal for every thread count and
+    O(B K D) bytes are copied; scratch is 12 N bytes per thread. Bitwise equal for every thread count and
     level. The gradient writes each row of x's gradient once: no atomics, no zero fill, deterministic.
     """
     if type(x) is ndarray or not _tracing():
