@@ -369,8 +369,8 @@ class Words {
 };
 
 // The first `keep` entries of a Fisher-Yates shuffle of 0..tokens-1 (R. Durstenfeld, Algorithm 235, CACM
-// 1964).
-void shuffle(int32_t* ids, Words& words, Sizes sizes) {
+// 1964). Inlined into its caller GCC 12 makes it a quarter slower.
+[[gnu::noinline]] void shuffle(int32_t* ids, Words& words, Sizes sizes) {
   for (int32_t n = 0; n < sizes.tokens; ++n) ids[n] = n;
   const uint32_t* four = nullptr;
   for (int64_t k = 0; k < sizes.keep; ++k) {
