@@ -70,7 +70,7 @@ class MicroDiTConfig:
 
 
 def laptop() -> MicroDiTConfig:
-    """Two CPU cores, ten minutes, 32x32 pixels; how it was chosen is in docs/microdit.md."""
+    """Two CPU cores, ten minutes, 32x32 pixels; what it reaches is in docs/microdit.md."""
     return MicroDiTConfig()
 
 

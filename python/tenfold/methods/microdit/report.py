@@ -53,7 +53,7 @@ def _training(run: RunDirectory, config: MicroDiTConfig, facts: Facts, data: Cap
 
 def _masking(config: MicroDiTConfig) -> str:
     if not config.mask_ratio:
-        return "No patch is masked; docs/microdit.md compares with deferred masking at equal time."
+        return "No patch is masked; --mask-ratio turns deferred masking on."
     return (
         f"{config.mask_ratio:.0%} of the patches are masked after the mixer, none in the last "
         f"{config.unmasked_share:.0%} of the steps."

@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
     for batch in _batches([cell for cell in wanted if not _result(options, cell).exists()]):
         _run_together(batch, options)
     if not options.laptop:
-        write_tables(options.results, options.table)
+        write_tables(options.results, options.table, [cell.name for cell in cells])
         print(options.table)
     return 0
 
@@ -117,7 +117,7 @@ def laptop_cells() -> Iterator[Cell]:
 
 
 def comparison_arms() -> dict[str, MicroDiTConfig]:
-    """The arms that chose the default, each with the steps that one core took in ten minutes (the plan).
+    """The arms that choose the default, each with the steps that one core took in ten minutes (the plan).
 
     They are written out and not derived from the presets, which may change after them.
     """

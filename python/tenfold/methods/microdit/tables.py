@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ _TIME = "Losses of different predictions or noise levels have different units; c
 _HEAD = """# MicroDiT: what it reaches on two CPU cores
 
 Made by `tenfold reproduce microdit` from the files in [results/microdit](results/microdit); the plan, with
-arms, seeds and stop rules, is [plans/microdit.md](plans/microdit.md). Shares are of samples that have the
-picture of their own caption among the 10 nearest pictures; 'copy' is the share that copying the training
-picture with the nearest other caption reaches without training.
+arms, seeds, machine and stop rules, is [plans/microdit.md](plans/microdit.md). Shares are of samples that
+have the picture of their own caption among the 10 nearest pictures; 'copy' is the share that copying the
+training picture with the nearest other caption reaches without training.
 """
 
 
-def write_tables(results: Path, target: Path) -> None:
-    """Write the document at `target` from the JSON files in `results`."""
+def write_tables(results: Path, target: Path, planned: Iterable[str]) -> None:
+    """Write the document at `target` from the JSON files in `results`; `planned` names all cells."""
     arms: dict[tuple[str, float], list[Result]] = defaultdict(list)
     for path in sorted(results.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -43,12 +44,20 @@ def write_tables(results: Path, target: Path) -> None:
         f"Chance is 10 in the number of pictures, {', '.join(sorted(chances))} for captions seen. Figures of "
         "several seeds are mean ± standard deviation.",
     ]
+    missing = [name for name in planned if not (results / f"{name}.json").exists()]
+    if missing:
+        lines += ["", "Planned and not run yet: " + ", ".join(_short(name) for name in missing) + "."]
     lines += ["", f"![training loss]({FIGURE})", "", f"Training loss over the steps. {_TIME}"]
     target.parent.mkdir(parents=True, exist_ok=True)
     named = {f"{result['arm']}-seed{result['seed']}": result["curve"] for result in everything}
     curves(named, target.parent / FIGURE, "step", "training loss")
     with atomic_write(target) as sink:
         sink.write("\n".join(lines) + "\n")
+
+
+def _short(name: str) -> str:
+    """A cell's name without the hash of its config."""
+    return name.rpartition("-")[0]
 
 
 def _row(arm: str, core_seconds: float, found: list[Result]) -> str:
