@@ -57,6 +57,10 @@ def test_defaults():
     assert read("run", "red apple") == Options(Path("run"), ("red apple",))
 
 
+def test_a_list_option_given_twice_keeps_both():
+    assert read("run", "a", "--only", "x", "y", "--only", "z").only == ("x", "y", "z")
+
+
 def test_every_kind_of_option():
     given = read(
         *(

@@ -153,8 +153,10 @@ def _type_settings(hint: Any) -> dict[str, Any]:
             if "type" in settings:
                 return settings | {"type": functools.partial(_optional, settings["type"])}
     if origin is tuple:
-        length: int | str = "+" if arguments[-1] is Ellipsis else len(arguments)
-        return _type_settings(arguments[0]) | {"nargs": length}
+        if arguments[-1] is Ellipsis:
+            # extend: `--only a --only b` means the same as `--only a b`.
+            return _type_settings(arguments[0]) | {"nargs": "+", "action": "extend"}
+        return _type_settings(arguments[0]) | {"nargs": len(arguments)}
     if origin is typing.Annotated:
         reader = next(filter(callable, arguments[1:]), None)
         if reader is None:
