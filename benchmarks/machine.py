@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from tenfold import __version__, _core
+from tenfold.engine.machine import processor
 
 COPY_MIB = (1, 8, 64)
 """Sizes of the copied array: inside the second-level cache, inside the last level, outside of all."""
@@ -27,17 +27,6 @@ def copy_bandwidth(mib: int, seconds: float = 0.3) -> float:
         np.copyto(target, source)
         best = min(best, time.perf_counter() - start)
     return 2 * source.nbytes / best
-
-
-def processor() -> str:
-    """The processor's name, and its family and model: virtual machines hide the full name."""
-    facts = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
-    if not facts:
-        return platform.processor() or platform.machine()
-    return f"{facts.get('model name', '?')} (family {facts.get('cpu family')}, model {facts.get('model')})"
 
 
 def describe() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tenfold.diffusion.dit import DiTConfig
 from tenfold.diffusion.edm import EDMConfig
 from tenfold.engine.atomic import atomic_write
 from tenfold.engine.config import config_hash, to_dict
+from tenfold.engine.machine import processor
 from tenfold.engine.metrics import read_metrics
 from tenfold.engine.options import parse
 from tenfold.engine.run import RunDirectory
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> int:
     for batch in _batches([cell for cell in wanted if not _result(options, cell).exists()]):
         _run_together(batch, options)
     if not options.laptop:
-        write_tables(options.results, options.table, [cell.name for cell in cells])
+        write_tables(options.results, options.table, {cell.name: cell.arm for cell in cells})
         print(options.table)
     return 0
 
@@ -194,6 +195,8 @@ def _run_cell(cell: Cell, options: ReproduceOptions) -> int:
         "arm": cell.arm,
         "seed": config.seed,
         "budget_seconds": cell.seconds,
+        "seconds": max(row.get("seconds", 0.0) for row in read_metrics(run.metrics)),
+        "machine": processor(),
         "config": to_dict(config),
         "facts": to_dict(facts),
         "evaluation": json.loads((path / "evaluation.json").read_text(encoding="utf-8")),

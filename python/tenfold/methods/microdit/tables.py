@@ -4,50 +4,57 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tenfold.engine.atomic import atomic_write
 from tenfold.engine.figures import curves
+from tenfold.methods.microdit.findings import findings, share
 
 Result = dict[str, Any]
 
 FIGURE = "microdit_loss.png"
-_TIME = "Losses of different predictions or noise levels have different units; compare shares, not losses."
+MARK = "<!-- Everything below is written by tenfold reproduce microdit; text above is kept. -->"
+_TITLE = "# MicroDiT: what it reaches on two CPU cores"
+_INTRODUCTION = """\
+Made by `tenfold reproduce microdit` from the files in [results/microdit](results/microdit); the plan,
+with arms, seeds, machine and stop rules, is [plans/microdit.md](plans/microdit.md). Shares are of
+samples, in per cent, that have the picture of their own caption among the 10 nearest pictures: of the
+training set for 100 captions seen, of the whole set for captions held out. 'Copying' gives the training
+picture with the nearest other caption and needs no training. Figures of several seeds are mean ± standard
+deviation."""
+_LOSSES = "Losses of different predictions or noise levels have different units; compare shares, not losses."
 
-_HEAD = """# MicroDiT: what it reaches on two CPU cores
-
-Made by `tenfold reproduce microdit` from the files in [results/microdit](results/microdit); the plan, with
-arms, seeds, machine and stop rules, is [plans/microdit.md](plans/microdit.md). Shares are of samples that
-have the picture of their own caption among the 10 nearest pictures; 'copy' is the share that copying the
-training picture with the nearest other caption reaches without training.
-"""
+_SHARES = tuple((captions, space) for captions in ("seen", "heldout") for space in ("pixels", "features"))
+_COLUMNS = (
+    "arm", "core-minutes", "seeds", "steps", "images/s", "training loss",
+    "seen, pixels", "seen, features", "held out, pixels", "held out, features",
+)  # fmt: skip
 
 
-def write_tables(results: Path, target: Path, planned: Iterable[str]) -> None:
-    """Write the document at `target` from the JSON files in `results`; `planned` names all cells."""
-    arms: dict[tuple[str, float], list[Result]] = defaultdict(list)
-    for path in sorted(results.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        arms[result["arm"], result["budget_seconds"] * result["facts"]["threads"]].append(result)
+def write_tables(results: Path, target: Path, planned: Mapping[str, str]) -> None:
+    """Write the document at `target` from the JSON files in `results`.
+
+    `planned` maps the name of each planned cell, which is its file's, to its arm. Files of other plans are
+    left out; what stands above the mark in `target` stays.
+    """
+    arms: dict[str, list[Result]] = {}
+    for name, arm in planned.items():
+        path = results / f"{name}.json"
+        if path.exists():
+            arms.setdefault(arm, []).append(json.loads(path.read_text(encoding="utf-8")))
+    missing = [name.rpartition("-")[0] for name in planned if not (results / f"{name}.json").exists()]
     everything = [result for found in arms.values() for result in found]
-    chances = {f"{100 * _share(result, 'seen', 'pixels', 'chance'):.2f} %" for result in everything}
-    lines = [
-        _HEAD,
-        "| arm | core-minutes | seeds | steps | images/s | training loss | seen, pixels | seen, features |"
-        " held out, pixels | copy, held out, pixels |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(_row(arm, seconds, found) for (arm, seconds), found in arms.items()),
-        "",
-        f"Chance is 10 in the number of pictures, {', '.join(sorted(chances))} for captions seen. Figures of "
-        "several seeds are mean ± standard deviation.",
-    ]
-    missing = [name for name in planned if not (results / f"{name}.json").exists()]
+    lines = [_above(target), MARK, "", _INTRODUCTION, "", _line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
+    lines += [_row(arm, found) for arm, found in arms.items()]
+    for size in sorted({result["config"]["model"]["image_size"] for result in everything}):
+        lines += _controls([r for r in everything if r["config"]["model"]["image_size"] == size], size)
+    lines += ["", f"Machines: {'; '.join(_machines(arms))}."]
     if missing:
-        lines += ["", "Planned and not run yet: " + ", ".join(_short(name) for name in missing) + "."]
-    lines += ["", f"![training loss]({FIGURE})", "", f"Training loss over the steps. {_TIME}"]
+        lines += ["", "Planned and not run yet: " + ", ".join(missing) + "."]
+    lines += ["", "## What held and what did not", "", *(f"- {text}" for text in findings(arms, missing))]
+    lines += ["", "## Training loss", "", f"![training loss]({FIGURE})", "", _LOSSES]
     target.parent.mkdir(parents=True, exist_ok=True)
     named = {f"{result['arm']}-seed{result['seed']}": result["curve"] for result in everything}
     curves(named, target.parent / FIGURE, "step", "training loss")
@@ -55,35 +62,51 @@ def write_tables(results: Path, target: Path, planned: Iterable[str]) -> None:
         sink.write("\n".join(lines) + "\n")
 
 
-def _short(name: str) -> str:
-    """A cell's name without the hash of its config."""
-    return name.rpartition("-")[0]
+def _above(target: Path) -> str:
+    text = target.read_text(encoding="utf-8") if target.exists() else ""
+    return text.partition(MARK)[0].rstrip() + "\n" if MARK in text else _TITLE + "\n"
 
 
-def _row(arm: str, core_seconds: float, found: list[Result]) -> str:
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _row(arm: str, found: list[Result]) -> str:
     speed = [r["config"]["batch"] / r["facts"]["seconds_per_step"] for r in found]
+    minutes = {r["budget_seconds"] * r["facts"]["threads"] / 60 for r in found}
     cells = [
         arm,
-        f"{core_seconds / 60:g}",
+        ", ".join(f"{value:g}" for value in sorted(minutes)),
         str(len(found)),
         _spread([r["config"]["steps"] for r in found], "{:.0f}"),
         _spread(speed, "{:.0f}"),
         _spread([r["curve"][-1][1] for r in found], "{:.3f}"),
-        *(
-            _spread([100 * _share(r, captions, space, kind) for r in found], "{:.1f}")
-            for captions, space, kind in (
-                ("seen", "pixels", "samples"),
-                ("seen", "features", "samples"),
-                ("heldout", "pixels", "samples"),
-                ("heldout", "pixels", "nearest_caption"),
-            )
-        ),
+        *(_spread([share(r, *which, "samples") for r in found], "{:.1f}") for which in _SHARES),
     ]
-    return "| " + " | ".join(cells) + " |"
+    return _line(cells)
 
 
-def _share(result: Result, captions: str, space: str, kind: str) -> float:
-    return float(result["evaluation"][captions][space]["top10"][kind])
+def _controls(found: list[Result], size: int) -> list[str]:
+    """The rows that no training is needed for; they depend on the pictures alone."""
+    rows = []
+    for title, kind, form in (
+        (f"copying, {size}x{size}", "nearest_caption", "{:.1f}"),
+        (f"chance, {size}x{size}", "chance", "{:.2f}"),
+    ):
+        values = [
+            sorted({form.format(share(result, *which, kind)) for result in found}, key=float)
+            for which in _SHARES
+        ]
+        rows.append(_line([title, "0", *[""] * 4, *(" to ".join(value) for value in values)]))
+    return rows
+
+
+def _machines(arms: Mapping[str, list[Result]]) -> list[str]:
+    places: dict[str, list[str]] = {}
+    for arm, found in arms.items():
+        for machine in {result["machine"] for result in found}:
+            places.setdefault(machine, []).append(arm)
+    return [f"{machine} ({', '.join(names)})" for machine, names in places.items()]
 
 
 def _spread(values: list[float], form: str) -> str:
