@@ -38,15 +38,15 @@ class DiTConfig:
     """Channels of the images."""
     patch_size: int = 8
     """Height and width of a patch in pixels."""
-    width: int = 256
+    width: int = 384
     """Width of the backbone."""
-    depth: int = 6
+    depth: int = 3
     """Blocks of the backbone."""
     head_dim: int = 64
     """Width of an attention head."""
-    mixer_width: int = 256
+    mixer_width: int = 384
     """Width of the patch mixer."""
-    mixer_depth: int = 2
+    mixer_depth: int = 1
     """Blocks of the patch mixer, which sees every patch; masking comes after it."""
     text_width: int = 384
     """Width of the caption states."""
