@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.engine.atomic import atomic_write
+from tenfold.engine.options import Parser
 from tenfold.errors import UserError
 
 CHECKOUT = "the benchmarks are in tenfold's source tree: clone it and run tenfold bench there, or give --dir"
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tenfold bench", description=__doc__)
+    parser = Parser(prog="tenfold bench", description=__doc__)
     parser.add_argument(
         "families", nargs="*", metavar="FAMILY", help="such as patches; all where none is named"
     )
@@ -88,10 +89,11 @@ def _run(files: list[Path], checkout: Path, select: str | None) -> tuple[int, di
 def _read(path: Path) -> dict[str, Any]:
     try:
         report: dict[str, Any] = json.loads(path.read_text())
+        _rows(report), report["machine_info"]["versions"]  # what is shown of it
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not a benchmark report: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a benchmark report ({type(error).__name__}: {error})") from error
     return report
 
 

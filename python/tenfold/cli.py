@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from tenfold import __version__
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr and status 2."""
     try:
         try:
-            status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                status = _dispatch(list(sys.argv[1:] if argv is None else argv))
         except SystemExit as stop:  # argparse has printed a --help
             status = int(stop.code or 0)
         sys.stdout.flush()
@@ -47,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone (`tenfold info | head -1`); let the interpreter's own flush at exit succeed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print("tenfold: warning:", " ".join(str(message).split()), file=sys.stderr)
 
 
 def _dispatch(argv: list[str]) -> int:

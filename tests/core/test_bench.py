@@ -76,6 +76,10 @@ def test_what_is_refused(tmp_path):
     refused("no benchmark of family 'patches' in .*; there are: moe", "patches", "--dir", str(tmp_path))
     refused("No such file", "--dir", str(tmp_path), "--read", str(tmp_path / "none"))
     (tmp_path / "text").write_text("no json")
+    for content in ("[]", "{}", '{"benchmarks": [{"extra_info": {"seconds": {}}}], "machine_info": {}}'):
+        (tmp_path / "odd").write_text(content)
+        refused("is not a benchmark report", "--dir", str(tmp_path), "--read", str(tmp_path / "odd"))
+    refused("--foo", "--foo")
     refused("is not a benchmark report", "--dir", str(tmp_path), "--read", str(tmp_path / "text"))
 
 

@@ -249,6 +249,31 @@ def spoil_deep(folder):
     return folder, r"deep\.png: has more than 8 bits"
 
 
+def spoil_surrogate_caption(folder):
+    picture(folder / "a.png")
+    listing(folder, '{"file": "a.png", "caption": "half \\ud800"}')
+    return folder, r"line 1: half of a surrogate pair"
+
+
+def spoil_surrogate_name(folder):
+    picture(folder / "a.png")
+    listing(folder, '{"file": "\\udfff.png", "caption": "a"}')
+    return folder, r"line 1: half of a surrogate pair"
+
+
+def spoil_long_name(folder):
+    picture(folder / "a.png")
+    listing(folder, {"file": "a" * 5000 + ".png", "caption": "a"})
+    return folder, r"line 1: there is no file .*aaa"
+
+
+def spoil_bytes_in_name(folder):
+    picture(folder / "a.png")
+    (folder / "a.txt").write_text("a")
+    os.rename(folder / "a.png", os.fsencode(folder) + b"/\xff.png")  # noqa: PTH104
+    return folder, r"the name '\\udcff\.png' is not UTF-8"
+
+
 SPOILS = [value for name, value in sorted(globals().items()) if name.startswith("spoil_")]
 
 

@@ -1,6 +1,7 @@
 """The command from end to end on a few small pictures, and its mistakes."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -153,6 +154,10 @@ def test_learning_rate_warms_up_and_falls_to_nothing(pictures, text_encoder):
         (["--learning-rate", "1"], "--learning-rate"),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--resume", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--depth", "0"], "depth"),
+        (["--patch-size", "0"], "patch_size"),
+        (["--guidance", "-1"], "guidance"),
+        (["--betas", "1", "0.9"], "betas"),
     ],
 )
 def test_mistakes_are_one_line_that_names_them(options, named, capsys, tmp_path, monkeypatch):
@@ -168,8 +173,84 @@ def test_a_used_folder_is_refused_before_anything_is_computed(finished, capsys):
     assert f"--resume {finished}" in capsys.readouterr().err
 
 
-def test_resume_refuses_other_options(finished, capsys):
-    assert main(["train", "microdit", "--resume", str(finished), "--lr", "1"]) == 2
+@pytest.mark.parametrize("kind", ["filled", "file", "below a file"])
+def test_an_unusable_folder_is_refused_before_anything_is_computed(kind, tmp_path, capsys):
+    out = tmp_path / "out"
+    if kind == "filled":
+        out.mkdir()
+        (out / "mine.txt").write_text("keep")
+    else:
+        out.write_text("keep")
+    named = out / "run" if kind == "below a file" else out
+    # The pictures do not exist either: that the folder is named shows that it was looked at first.
+    assert main(["train", "microdit", "--out", str(named), "--data", "/nowhere/at/all"]) == 2
+    error = capsys.readouterr().err
+    assert str(out) in error and "/nowhere" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_missing_tensorboard_is_said_before_anything_is_computed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    out = tmp_path / "out"
+    assert main(["train", "microdit", "--tensorboard", "--out", str(out), "--data", "/nowhere/at/all"]) == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_run_goes_on_from_another_folder(pictures, text_encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures.parent)
+    options = ["--data", pictures.name, "--steps", "2", "--out", str(tmp_path / "run"), *TINY]
+    assert main(["train", "microdit", *options]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "microdit", "--resume", "run"]) == 0
+
+
+def test_training_that_diverges_stops_and_says_so(pictures, text_encoder, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--data", str(pictures), "--steps", "50", "--lr", "1e30", "--clip", "1e30", *TINY]
+    assert main(["train", "microdit", *options, "--out", str(out)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "diverged" in error and "lower --lr than 1e+30" in error
+    assert not (out / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "sampling"),
+    [
+        ("model", "depth", 0, True),
+        ("model", "patch_size", 0, True),
+        ("model", "patch_size", 5, True),
+        ("noise", "sigma_min", 100.0, True),
+        ("pixels", "std", 0.0, True),
+        (None, "guidance", -1.0, True),
+        (None, "guidance", "x", True),
+        (None, "batch", -1, False),
+        (None, "betas", [1.0, 1.0], False),
+        (None, "threads", 0, False),
+    ],
+)
+def test_edited_configs_are_one_line_that_names_the_key(finished, capsys, group, key, value, sampling):
+    file = finished / "config.json"
+    before = file.read_text()
+    config = json.loads(before)
+    (config[group] if group else config)[key] = value
+    try:
+        file.write_text(json.dumps(config))
+        for arguments in (
+            ["train", "microdit", "--resume", str(finished)],
+            ["sample", "microdit", str(finished), "red disc"],
+        ):
+            if arguments[0] == "train" or sampling:
+                assert main(arguments) == 2
+                error = capsys.readouterr().err
+                assert key in error and "config.json" in error and error.count("\n") == 1
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.parametrize("options", [["--lr", "1"], ["--budget", "30m"], ["--preset", "laptop64"]])
+def test_resume_refuses_other_options(finished, capsys, options):
+    assert main(["train", "microdit", "--resume", str(finished), *options]) == 2
     assert "--resume" in capsys.readouterr().err
 
 
@@ -204,6 +285,11 @@ def test_an_unknown_key_in_the_config_is_refused(finished, capsys):
     finally:
         file.write_text(before)
     assert "learning" in capsys.readouterr().err
+
+
+def test_a_cell_that_is_not_planned_is_refused(tmp_path, capsys):
+    assert main(["reproduce", "microdit", "--cell", "p9", "--results", str(tmp_path)]) == 2
+    assert "--cell p9" in capsys.readouterr().err
 
 
 def test_presets_and_plan_are_valid_and_cells_have_names_of_their_own():

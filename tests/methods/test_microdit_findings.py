@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tenfold.errors import UserError
 from tenfold.methods.microdit.findings import findings, winner
 from tenfold.methods.microdit.tables import MARK, write_tables
 
@@ -63,6 +64,14 @@ def test_targets_are_named_as_met_or_missed():
     seen, heldout = findings(arms, ["p8-seed0"])
     assert "96.0 % in pixels (met: 95 %) and 60.0 % in features (MISSED: 65 %)" in seen
     assert "+6.0 points from copying in pixels (met)" in heldout
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"arm": "p8"}'])
+def test_a_damaged_result_is_named(tmp_path, content):
+    file = tmp_path / "p8-seed0-x.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=str(file)):
+        write_tables(tmp_path, tmp_path / "table.md", {"p8-seed0-x": "p8"})
 
 
 def test_nothing_is_said_of_an_unfinished_comparison():

@@ -127,6 +127,37 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path, text_encoder
     assert newest is not None and checkpoint.load(newest).step >= 10
 
 
+def test_ctrl_c_between_two_lines_of_the_metrics_changes_none(tmp_path, text_encoder):
+    data = shape_folder(tmp_path / "pictures")
+    interrupt = """
+import os, signal, sys
+from tenfold.methods.microdit import train
+whole = train.TrainingStep.__call__
+def step(self, state):
+    result = whole(self, state)
+    if state.step == 17 and os.environ.get("INTERRUPT"):
+        os.kill(os.getpid(), signal.SIGINT)
+    return result
+train.TrainingStep.__call__ = step
+from tenfold.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    rows = []
+    for name, extra in (("whole", {}), ("stopped", {"INTERRUPT": "1"})):
+        path = tmp_path / name
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | extra
+        arguments = ["--data", data, "--steps", 30, "--out", path, *TINY]
+        done = subprocess.run(
+            command(*arguments, script=interrupt), capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == (130 if extra else 0), done.stderr
+        if extra:
+            assert checkpoint.latest(path / "checkpoints").name == "step-00000017"
+            assert run("--resume", path).returncode == 0
+        rows.append([(row["step"], row.get("loss")) for row in read_metrics(path / "metrics.jsonl")])
+    assert rows[0] == rows[1]
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
 def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path, text_encoder, damage):
     data = shape_folder(tmp_path / "pictures")

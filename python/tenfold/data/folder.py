@@ -66,7 +66,14 @@ def _visible_files(folder: Path) -> Iterator[PurePosixPath]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in inside.parts):
+            if not _is_unicode(str(inside)):
+                raise UserError(f"{folder}: the name {str(inside)!r} is not UTF-8; rename the file")
             yield PurePosixPath(inside.as_posix())
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text is free of halves of surrogate pairs, which no encoding can write."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _sidecar_captions(folder: Path) -> dict[str, str]:
@@ -125,8 +132,8 @@ def _listed_captions(path: Path) -> dict[str, str]:
         name, caption = _parse_line(line, f"{path}, line {number}")
         if name in captions:
             raise UserError(f"{path}, line {number}: {name} was already named in line {line_of[name]}")
-        if not (folder / name).is_file():
-            raise UserError(f"{path}, line {number}: there is no file {folder / name}")
+        if not _is_file(folder / name):
+            raise UserError(f"{path}, line {number}: there is no file {str(folder / name)[:200]}")
         captions[name], line_of[name] = caption, number
     if not captions:
         raise UserError(
@@ -148,6 +155,13 @@ def _listed_captions(path: Path) -> dict[str, str]:
     return captions
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long to be one
+        return False
+
+
 def _parse_line(line: str, where: str) -> tuple[str, str]:
     try:
         entry = json.loads(line)
@@ -160,6 +174,10 @@ def _parse_line(line: str, where: str) -> tuple[str, str]:
     name, caption = entry["file"], entry["caption"]
     if not isinstance(name, str) or not isinstance(caption, str) or not caption.strip():
         raise UserError(f'{where}: "file" and "caption" must be text that is not empty, got {line[:80]}')
+    if not _is_unicode(name + caption):
+        raise UserError(
+            f"{where}: half of a surrogate pair is no character; write the whole, or leave it out"
+        )
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts:
         raise UserError(f"{where}: {name} is not a path inside the folder")

@@ -114,7 +114,9 @@ def _render(paths: list[Path], size: int) -> NDArray[np.uint8]:
 
 
 def _write(folder: Path, data: CaptionedImages) -> None:
-    np.save(folder / "images.npy", data.images)
+    buffer = io.BytesIO()
+    np.save(buffer, data.images)  # numpy itself does not say that a disk is full
+    (folder / "images.npy").write_bytes(buffer.getbuffer())
     text = {"captions": data.captions, "names": data.names}
     rows = {key: getattr(data, key).tolist() for key in ("groups", "train", "heldout")}
     (folder / "index.json").write_text(json.dumps(text | rows, ensure_ascii=False), encoding="utf-8")

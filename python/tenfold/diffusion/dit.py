@@ -59,6 +59,17 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         """Refuse shapes that do not fit together."""
+        for name in (
+            "image_size", "channels", "patch_size", "width", "depth", "head_dim", "mixer_width", "text_width",
+            "multiple",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
+        if self.mixer_depth < 0:
+            raise ValueError(f"mixer_depth: wanted at least 0, got {self.mixer_depth}")
+        for name in ("qkv_ratios", "ffn_ratios"):
+            if min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name}: wanted positive numbers, got {getattr(self, name)}")
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size: {self.patch_size} does not divide image_size {self.image_size}")
         for name in ("width", "mixer_width"):

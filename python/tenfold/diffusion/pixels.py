@@ -17,6 +17,11 @@ class PixelScaling:
     mean: tuple[float, float, float]
     std: float
 
+    def __post_init__(self) -> None:
+        """Refuse a deviation that nothing can be divided by."""
+        if self.std <= 0:
+            raise ValueError(f"std: wanted a positive number, got {self.std}")
+
     @staticmethod
     def fit(images: NDArray[np.uint8]) -> PixelScaling:
         """Measure images (N, H, W, 3)."""

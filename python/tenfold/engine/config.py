@@ -65,7 +65,11 @@ def _build(cls: Any, mapping: Any, source: str, prefix: str) -> Any:
         if name not in mapping:
             raise UserError(f"{source}: key '{prefix}{name}' is missing; add it, or start a new run")
     values = {name: _value(hints[name], mapping[name], source, prefix + name) for name in names}
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:  # what the class itself refuses: values out of range
+        where = f" in '{prefix.rstrip('.')}'" if prefix else ""
+        raise UserError(f"{source}{where}: {error}") from error
 
 
 def _value(hint: Any, value: Any, source: str, key: str) -> Any:

@@ -101,9 +101,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a metric must be a number, text or boolean, got {type(value).__name__}")
 
 
-def _summary_writer(folder: Path, step: int) -> Any:
+def require_tensorboard() -> Any:
+    """torch's writer of event files; UserError where the package is missing, before anything is computed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("--tensorboard needs one more package: pip install tensorboard") from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    return SummaryWriter
+
+
+def _summary_writer(folder: Path, step: int) -> Any:
+    return require_tensorboard()(str(folder), purge_step=step + 1)

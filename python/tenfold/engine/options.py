@@ -52,10 +52,10 @@ def parse(
     """
     if presets is not None:
         names = tuple(presets)
-        chooser = _Parser(prog, add_help=False)
+        chooser = Parser(prog, add_help=False)
         chooser.add_argument("--preset", type=functools.partial(_choice, names), default=names[0])
         default = presets[chooser.parse_known_args(argv)[0].preset]
-    parser = _Parser(prog, description=_first_paragraph(cls), formatter_class=_Formatter)
+    parser = Parser(prog, description=_first_paragraph(cls), formatter_class=_Formatter)
     if presets is not None:
         help_text = f"where the other options start from: {' or '.join(names)} (default: {names[0]})"
         parser.add_argument("--preset", metavar="NAME", help=help_text, default=argparse.SUPPRESS)
@@ -92,13 +92,14 @@ _WORDING = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse with every error a UserError."""
 
     def __init__(self, prog: str, **settings: Any) -> None:
         super().__init__(prog, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
+        """Raise the message as a UserError, with what to ask for help."""
         for said, better in _WORDING:
             message = message.replace(said, better, 1)
         raise UserError(f"{message}; see {self.prog} --help")
@@ -113,7 +114,7 @@ class _Parser(argparse.ArgumentParser):
                 self.error(f"unknown option {name}{closest(name, self._option_string_actions)}")
 
 
-def _add_fields(parser: _Parser, group: Any, cls: Any, default: Any) -> None:
+def _add_fields(parser: Parser, group: Any, cls: Any, default: Any) -> None:
     """Add the fields of dataclass `cls` to `group`; nested dataclasses get a group of their own."""
     hints = typing.get_type_hints(cls, include_extras=True)
     texts = _field_texts(cls)

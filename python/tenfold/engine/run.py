@@ -134,9 +134,24 @@ class RunDirectory:
 
 
 def refuse_used(path: Path) -> None:
-    """Raise `UserError` if `path` holds a run; a trainer asks before it computes anything."""
+    """Raise `UserError` if no run can be made at `path`; a trainer asks before it computes anything."""
     if (path / CONFIG).exists():
         raise UserError(f"{path} already holds a run; go on with --resume {path}, or give another --out")
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{above} is a file, not a folder; give another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write in {above}; check its permissions, or give another --out")
+    if above == path:
+        _refuse_filled(path)
+
+
+def _refuse_filled(path: Path) -> None:
+    """Refuse a folder that holds anything but what a killed run left of itself."""
+    for entry in path.iterdir():
+        half_made = entry.name in _FOLDERS and entry.is_dir() and not any(entry.iterdir())
+        if not half_made and entry.name != _LOCK and not entry.name.startswith(LEFTOVER_PREFIX):
+            raise UserError(f"{path} is not empty (it holds {entry.name}); give a new folder as --out")
 
 
 def default_path(method: str, root: Path = Path("runs")) -> Path:
@@ -159,10 +174,7 @@ def _make_folders(path: Path, made: list[Path]) -> None:
         for folder in reversed(missing):
             folder.mkdir()
             made.append(folder)
-        for entry in path.iterdir():
-            half_made = entry.name in _FOLDERS and entry.is_dir() and not any(entry.iterdir())
-            if not half_made and entry.name != _LOCK and not entry.name.startswith(LEFTOVER_PREFIX):
-                raise UserError(f"{path} is not empty (it holds {entry.name}); give a new folder as --out")
+        _refuse_filled(path)
         for name in _FOLDERS:
             if not (path / name).exists():
                 (path / name).mkdir()

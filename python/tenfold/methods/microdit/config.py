@@ -54,12 +54,14 @@ class MicroDiTConfig:
         for name in ("batch", "lr", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: wanted a positive number, got {getattr(self, name)}")
-        for name in ("steps", "warmup", "checkpoint_every", "weight_decay", "seed"):
+        for name in ("steps", "warmup", "checkpoint_every", "weight_decay", "seed", "guidance"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
         for name in ("ema", "caption_dropout", "mask_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted 0 <= {name} < 1, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: wanted two numbers from 0 to below 1, got {self.betas}")
         if not 0 <= self.unmasked_share <= 1:
             raise ValueError(f"unmasked_share: wanted 0 to 1, got {self.unmasked_share}")
 

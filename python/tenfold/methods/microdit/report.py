@@ -28,7 +28,7 @@ def write_report(
         "![nearest training pictures](figures/nearest.png)\n\n![loss](figures/loss.png)",
         f"## Data\n\n{data.source}. Licence: {data.licence}. {data.attribution}",
     ]
-    run.write_text("report.md", "# MicroDiT run\n\n" + "\n\n".join(parts) + "\n")
+    run.write_text("report.md", "# MicroDiT run\n\n" + "\n\n".join(filter(None, parts)) + "\n")
 
 
 def _training(run: RunDirectory, config: MicroDiTConfig, facts: Facts, data: CaptionedImages) -> str:
@@ -45,10 +45,14 @@ def _training(run: RunDirectory, config: MicroDiTConfig, facts: Facts, data: Cap
         f"- {config.steps} steps of {config.batch} pictures, {passes:.0f} passes, seed {config.seed}.",
         f"- {facts.flops_per_step / 1e9:.1f} GFLOP a step, {facts.seconds_per_step:.3f} s as calibrated on "
         f"{facts.threads} threads.",
-        f"- Last training loss {last.get('loss', math.nan):.4f}, held-out loss "
-        f"{last.get('heldout_loss', math.nan):.4f}.",
+        f"- Last training loss {_loss(last, 'loss')}, held-out loss {_loss(last, 'heldout_loss')}.",
     ]
     return "\n".join(lines)
+
+
+def _loss(last: dict[str, Any], name: str) -> str:
+    value = last.get(name, math.nan)
+    return f"{value:.4f}" if math.isfinite(value) else "none"
 
 
 def _masking(config: MicroDiTConfig) -> str:
@@ -91,6 +95,9 @@ def _retrieval_text(results: dict[str, Any]) -> str:
 
 
 def _kernel_distances(results: dict[str, Any]) -> str:
+    """The section, or nothing where there were too few pictures."""
+    if not any("kernel_distance" in results.get(key, {}) for key in _SETS):
+        return ""
     lines = [
         "## Kernel distance",
         "",

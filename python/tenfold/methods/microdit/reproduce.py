@@ -90,7 +90,10 @@ def main(argv: list[str]) -> int:
         if arm not in arms:
             raise UserError(f"--only {arm}: no such arm; the plan has {', '.join(sorted(arms))}")
     if options.cell:
-        return _run_cell(next(cell for cell in cells if cell.name == options.cell), options)
+        named = [cell for cell in cells if cell.name == options.cell]
+        if not named:
+            raise UserError(f"--cell {options.cell}: no such cell in the plan")
+        return _run_cell(named[0], options)
     wanted = [cell for cell in cells if not options.only or cell.arm in options.only]
     for batch in _batches([cell for cell in wanted if not _result(options, cell).exists()]):
         _run_together(batch, options)

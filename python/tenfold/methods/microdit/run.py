@@ -25,6 +25,11 @@ class Facts:
     seconds_per_step: float
     threads: int
 
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        if self.threads < 1:
+            raise ValueError(f"threads: wanted at least 1, got {self.threads}")
+
 
 def read_config(run: RunDirectory) -> tuple[MicroDiTConfig, Facts]:
     """Split a run's config.json into its two parts; UserError names an unknown or ill-typed key."""

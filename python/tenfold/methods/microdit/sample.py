@@ -37,6 +37,10 @@ class SampleOptions:
         """Refuse values that cannot be drawn."""
         if self.seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        if self.steps < 1:
+            raise ValueError(f"--steps must be at least 1, got {self.steps}")
+        if self.guidance is not None and self.guidance < 0:
+            raise ValueError(f"--guidance must be 0 or more, got {self.guidance}")
         if self.scale < 1:
             raise ValueError(f"--scale must be at least 1, got {self.scale}")
 
@@ -47,8 +51,7 @@ def main(argv: list[str]) -> int:
     if any(not caption.strip() for caption in options.captions):
         raise UserError("a caption is empty; give a text to draw")
     run = RunDirectory.open(options.run)
-    guidance = options.guidance if options.guidance is not None else run.config_dict.get("guidance", 2.0)
-    sampler = SamplerConfig(steps=options.steps, guidance=guidance)
+    sampler = SamplerConfig(options.steps, _guidance(options, run))
     pictures = load_generator(options.run).sample(options.captions, options.seed, sampler)
     for number, (caption, picture) in enumerate(zip(options.captions, pictures, strict=True)):
         path = _target(options, number, caption)
@@ -57,6 +60,18 @@ def main(argv: list[str]) -> int:
             sink.write(to_png(enlarged))
         print(path)
     return 0
+
+
+def _guidance(options: SampleOptions, run: RunDirectory) -> float:
+    """The option, else the run's own, which may have been edited."""
+    if options.guidance is not None:
+        return options.guidance
+    own = run.config_dict.get("guidance", SamplerConfig.guidance)
+    if isinstance(own, bool) or not isinstance(own, int | float) or own < 0:
+        raise UserError(
+            f"{run.path / 'config.json'}: 'guidance' is {own!r}; it must be a number of 0 or more"
+        )
+    return float(own)
 
 
 def slug(caption: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,6 +32,8 @@ class TrainingState:
     optimizer: torch.optim.AdamW
     ema: EMA
     step: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of the steps since the last line of the metrics, so that means are the same after a resume."""
 
     @staticmethod
     def fresh(config: MicroDiTConfig) -> TrainingState:
@@ -48,7 +50,8 @@ class TrainingState:
             "ema": self.ema.tensors(),
             "optimizer": checkpoint.optimizer_to_tensors(self.optimizer),
         }
-        checkpoint.save(folder, self.step, tensors, {"threads": torch.get_num_threads()})
+        own = {"threads": torch.get_num_threads(), "losses": self.losses}
+        checkpoint.save(folder, self.step, tensors, own)
 
     @staticmethod
     def load(config: MicroDiTConfig, path: Path) -> TrainingState:
@@ -58,7 +61,7 @@ class TrainingState:
         checkpoint.load_module(state.model, loaded.tensors["weights"], path)
         checkpoint.optimizer_from_tensors(state.optimizer, loaded.tensors["optimizer"], path)
         state.ema.load(loaded.tensors["ema"])
-        state.step = loaded.step
+        state.step, state.losses = loaded.step, list(loaded.state.get("losses", []))
         return state
 
 

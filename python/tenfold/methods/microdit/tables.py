@@ -10,6 +10,7 @@ from typing import Any
 
 from tenfold.engine.atomic import atomic_write
 from tenfold.engine.figures import curves
+from tenfold.errors import UserError
 from tenfold.methods.microdit.findings import findings, share
 
 Result = dict[str, Any]
@@ -43,7 +44,7 @@ def write_tables(results: Path, target: Path, planned: Mapping[str, str]) -> Non
     for name, arm in planned.items():
         path = results / f"{name}.json"
         if path.exists():
-            arms.setdefault(arm, []).append(json.loads(path.read_text(encoding="utf-8")))
+            arms.setdefault(arm, []).append(_read(path))
     missing = [name.rpartition("-")[0] for name in planned if not (results / f"{name}.json").exists()]
     everything = [result for found in arms.values() for result in found]
     lines = [_above(target), MARK, "", _INTRODUCTION, "", _line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
@@ -60,6 +61,20 @@ def write_tables(results: Path, target: Path, planned: Mapping[str, str]) -> Non
     curves(named, target.parent / FIGURE, "step", "training loss")
     with atomic_write(target) as sink:
         sink.write("\n".join(lines) + "\n")
+
+
+def _read(path: Path) -> Result:
+    wanted = ("arm", "seed", "budget_seconds", "machine", "config", "facts", "evaluation", "curve")
+    try:
+        result: Result = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in wanted if key not in result]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it, and its cell runs again") from error
+    if missing:
+        raise UserError(
+            f"{path}: is no result, {missing[0]!r} is missing; delete it, and its cell runs again"
+        )
+    return result
 
 
 def _above(target: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -20,13 +21,13 @@ from tenfold.engine.config import to_dict
 from tenfold.engine.figures import loss_curve
 from tenfold.engine.interrupt import Interrupt
 from tenfold.engine.memory import peak_rss_bytes
-from tenfold.engine.metrics import MetricsLog, read_metrics
+from tenfold.engine.metrics import MetricsLog, read_metrics, require_tensorboard
 from tenfold.engine.options import parse
 from tenfold.engine.progress import progress
 from tenfold.engine.run import RunDirectory, default_path, refuse_used
 from tenfold.errors import UserError
 from tenfold.methods.microdit.config import PRESETS, MicroDiTConfig, laptop
-from tenfold.methods.microdit.data import Prepared, patches_of, prepare, tensor
+from tenfold.methods.microdit.data import OPENMOJI, Prepared, patches_of, prepare, tensor
 from tenfold.methods.microdit.evaluate import evaluate, heldout_loss
 from tenfold.methods.microdit.run import Facts, read_config
 from tenfold.methods.microdit.step import TrainingState, TrainingStep
@@ -58,15 +59,18 @@ def main(argv: list[str]) -> int:
     options = parse(TrainOptions, argv, "tenfold train microdit", presets=presets)
     if options.resume is None:
         return start(options)
-    if any(options.config == preset.config for preset in presets.values()) and options.out is None:
+    # Whatever else is given would be ignored, the budget too: the number of steps is fixed.
+    if replace(options, resume=None, tensorboard=False) == next(iter(presets.values())):
         return resume(options.resume, options.tensorboard)
     raise UserError("--resume takes the run's own configuration; leave the other options out")
 
 
 def start(options: TrainOptions) -> int:
     """Begin a run: fix the number of steps and the data, then train."""
-    config, path = options.config, options.out or default_path("microdit")
+    config, path = _anchored(options.config), options.out or default_path("microdit")
     refuse_used(path)
+    if options.tensorboard:
+        require_tensorboard()
     prepared = prepare(config)
     _say(f"{len(prepared.images.train)} pictures to train on, {len(prepared.images.heldout)} held out")
     _say(f"licence of the pictures: {prepared.images.licence}. {prepared.images.attribution}".strip())
@@ -102,7 +106,7 @@ def _train(
 ) -> int:
     step = _training_step(config, prepared, facts.pixels)
     every = _steps_between_checkpoints(config)
-    seconds, losses = _seconds_so_far(run, state.step), list[float]()
+    seconds, losses = _seconds_so_far(run, state.step), state.losses
     with (
         run.lock(),
         Interrupt() as interrupt,
@@ -114,6 +118,8 @@ def _train(
             loss, norm = step(state)
             took = time.perf_counter() - began
             seconds += took
+            if not math.isfinite(loss):
+                raise UserError(_diverged(run, config, state.step))
             losses.append(loss)
             speed = config.batch / took
             bar.update(state.step, loss=loss, images_per_s=round(speed))
@@ -133,6 +139,19 @@ def _train(
     evaluate(run, prepared)
     _say(f"done: {run.path / 'report.md'}")
     return 0
+
+
+def _anchored(config: MicroDiTConfig) -> MicroDiTConfig:
+    """The config with the folder of pictures as an absolute path: a run is gone on with from anywhere."""
+    return config if config.data == OPENMOJI else replace(config, data=str(Path(config.data).absolute()))
+
+
+def _diverged(run: RunDirectory, config: MicroDiTConfig, step: int) -> str:
+    kept = checkpoint.latest(run.checkpoints)
+    return (
+        f"the loss is not a number at step {step}: training has diverged; start again with a lower --lr than "
+        f"{config.lr:g}" + (f" ({kept} is the last checkpoint before it)" if kept else "")
+    )
 
 
 def _steps_between_checkpoints(config: MicroDiTConfig) -> int:
