@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/device.h"
 #include "core/error.h"
 
 namespace tenfold::bindings {
@@ -61,9 +62,9 @@ ArrayType describe(PyTypeObject* type) {
     if (PyObject_IsSubclass(handle.ptr(), masked.ptr()) == 1) return {type, Library::other, nullptr};
     return {type, Library::numpy, nullptr};
   }
-  if (py::hasattr(handle, "__torch_function__") && py::hasattr(handle, "__dlpack__")) {
-    return {type, Library::torch, find_api(handle)};
-  }
+  if (!py::hasattr(handle, "__dlpack__")) return {type, Library::other, nullptr};
+  if (py::hasattr(handle, "__torch_function__")) return {type, Library::torch, find_api(handle)};
+  if (kBuiltWithCuda && type_name(handle) == "cupy.ndarray") return {type, Library::cupy, nullptr};
   return {type, Library::other, nullptr};
 }
 
@@ -78,7 +79,9 @@ ArrayType describe(PyTypeObject* type) {
   const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
   throw TypeError(std::string(name) + " is a " + type + " on " +
                   to_string(Device{static_cast<DeviceType>(device.first), device.second}) +
-                  "; this build takes numpy arrays and torch tensors in CPU memory");
+                  "; this build takes " +
+                  (kBuiltWithCuda ? "numpy arrays, torch tensors and cupy arrays"
+                                  : "numpy arrays and torch tensors in CPU memory"));
 }
 
 [[noreturn]] void throw_rank(const char* name, int64_t rank) {
@@ -159,6 +162,25 @@ py::object empty_numpy(const Array& like, TensorView& view) {
   return array;
 }
 
+// cupy's functions, through the module that is loaded when there is an array of its.
+py::object cupy() { return py::module_::import("cupy"); }
+
+py::object empty_cupy(const Array& like, TensorView& view) {
+  py::tuple shape(view.rank);
+  for (int i = 0; i < view.rank; ++i) shape[i] = py::int_(view.shape[i]);
+  const py::object device = cupy().attr("cuda").attr("Device")(view.device.id);
+  device.attr("__enter__")();
+  try {
+    const py::object array = cupy().attr("empty")(shape, py::arg("dtype") = like.object().attr("dtype"));
+    device.attr("__exit__")(py::none(), py::none(), py::none());
+    view.data = Array("out", array).view().data;
+    return array;
+  } catch (py::error_already_set&) {
+    device.attr("__exit__")(py::none(), py::none(), py::none());
+    throw;
+  }
+}
+
 }  // namespace
 
 const ArrayType& array_type(py::handle object) {
@@ -180,11 +202,17 @@ Array::Array(const char* name, py::handle object) : object_(object), type_(&arra
     read_numpy(name);
   } else if (type_->library == Library::other) {
     throw_foreign(name, object);
+  } else if (type_->library == Library::cupy) {
+    read_cupy(name);
   } else if (type_->api != nullptr) {
     dlpack::Tensor tensor;
     if (type_->api->borrow(object.ptr(), &tensor) != 0) throw py::error_already_set();
     read(name, tensor);
     if (may_be_lazy(view_)) want_resolved(name, object);
+    if (view_.device.type == DeviceType::cuda &&
+        type_->api->current_stream(tensor.device_type, tensor.device_id, &view_.stream) != 0) {
+      throw py::error_already_set();
+    }
   } else {
     read_capsule(name);
   }
@@ -234,6 +262,20 @@ void Array::read_capsule(const char* name) {
   read(name, managed->tensor);
 }
 
+// The array's memory is ready for the stream that the caller works on, which is also the one that the kernels
+// run on. DLPack writes the legacy default stream as 1, for 0 says nothing there; CUDA takes 0, 1 (legacy)
+// and 2 (per thread) as handles.
+void Array::read_cupy(const char* name) {
+  const auto device = object_.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  const py::object current = cupy().attr("cuda").attr("get_current_stream")(device.second);
+  const auto stream = current.attr("ptr").cast<intptr_t>();
+  capsule_ = object_.attr("__dlpack__")(py::arg("stream") = stream == 0 ? intptr_t{1} : stream);
+  auto* managed = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
+  if (managed == nullptr) throw py::error_already_set();
+  read(name, managed->tensor);
+  view_.stream = reinterpret_cast<void*>(stream);
+}
+
 Fresh empty_like(const Array& like, const int64_t* shape, int rank) {
   Fresh fresh{py::object(), like.view()};
   TensorView& view = fresh.view;
@@ -249,6 +291,8 @@ Fresh empty_like(const Array& like, const int64_t* shape, int rank) {
     fresh.object = empty_numpy(like, view);
   } else if (like.type().api != nullptr) {
     fresh.object = empty_exchanged(like, view);
+  } else if (like.type().library == Library::cupy) {
+    fresh.object = empty_cupy(like, view);
   } else {
     py::tuple size(rank);
     for (int i = 0; i < rank; ++i) size[i] = py::int_(shape[i]);
@@ -256,6 +300,12 @@ Fresh empty_like(const Array& like, const int64_t* shape, int rank) {
     view.data = Array("out", fresh.object).view().data;
   }
   return fresh;
+}
+
+Fresh scratch_like(const Array& like, int64_t bytes) {
+  if (bytes == 0) return {py::none(), {}};
+  const int64_t item = like.view().dtype.bytes(), count = (bytes + item - 1) / item;
+  return empty_like(like, &count, 1);
 }
 
 void want_same_kind(const char* name, const Array& array, const char* other_name, const Array& other) {

@@ -11,7 +11,7 @@ namespace tenfold::bindings {
 
 namespace py = pybind11;
 
-enum class Library { numpy, torch, other };  // other: no array, or one that no op takes
+enum class Library { numpy, torch, cupy, other };  // other: no array, or one that no op takes
 
 // What is known about an array type; found once per type and kept.
 struct ArrayType {
@@ -44,6 +44,7 @@ class Array {
   void read(const char* name, const dlpack::Tensor& tensor);
   void read_numpy(const char* name);
   void read_capsule(const char* name);
+  void read_cupy(const char* name);
 
   py::handle object_;
   const ArrayType* type_;
@@ -57,6 +58,9 @@ struct Fresh {
   TensorView view;
 };
 Fresh empty_like(const Array& like, const int64_t* shape, int rank);
+
+// At least `bytes` of memory on the device and in the library of an array; none where `bytes` is 0.
+Fresh scratch_like(const Array& like, int64_t bytes);
 
 // Raises TypeError that names both where `other` comes from another library or device.
 void want_same_kind(const char* name, const Array& array, const char* other_name, const Array& other);

@@ -9,6 +9,8 @@
 
 #include "bindings/exchange.h"
 #include "bindings/families.h"
+#include "core/deferred.h"
+#include "core/device.h"
 #include "core/error.h"
 #include "core/isa.h"
 #include "core/machine.h"
@@ -41,7 +43,17 @@ void bind_build(py::module_& module) {
       "isas_compiled", [] { return isas_where(isa_compiled); }, "Instruction-set levels of this build.");
   module.def("isas_supported", [] { return isas_where(isa_supported); }, "Levels this processor runs.");
   module.def("isa", [] { return std::string(isa_name(isa_in_use())); }, "The level in use.");
-  module.def("built_with_cuda", [] { return false; }, "Whether this build has CUDA kernels.");
+  module.def("built_with_cuda", [] { return kBuiltWithCuda; }, "Whether this build has CUDA kernels.");
+  module.def("cuda_architectures", &cuda_architectures, "What the CUDA kernels are compiled for, or ''.");
+  module.def("cuda_device_count", &cuda_device_count, "CUDA devices that can be used.");
+  module.def("cuda_reason", &cuda_reason, "Why no CUDA device can be used, or ''.");
+  module.def(
+      "synchronize",
+      [] {
+        const py::gil_scoped_release released;
+        synchronize_devices();
+      },
+      "Waits for the devices that ops have used, and raises what their kernels found wrong.");
   module.def("threads", [] { return available_threads(); }, "Threads that an op may use now.");
   module.def("openmp_runtime", [] { return std::string(openmp_runtime()); }, "Path of the OpenMP library.");
   module.def("last_level_cache", [] { return last_level_cache(); }, "Bytes of last-level cache.");

@@ -9,6 +9,7 @@
 
 #include "bindings/exchange.h"
 #include "bindings/families.h"
+#include "core/deferred.h"
 #include "core/machine.h"
 
 namespace tenfold::bindings {
@@ -17,8 +18,15 @@ namespace {
 // Outputs up to this size are written faster than the interpreter's lock is released and taken again.
 constexpr int64_t kHoldLockBytes = 256 << 10;
 
+// On a GPU only starts the kernel; raises what earlier ones found wrong, and what this one did where it was
+// waited for (CUDA_LAUNCH_BLOCKING=1).
 template <class Kernel>
 void run(const TensorView& out, Kernel&& kernel) {
+  if (out.device.type == DeviceType::cuda) {
+    raise_deferred();
+    kernel();
+    return raise_deferred();
+  }
   if (out.count() * out.dtype.bytes() <= kHoldLockBytes) return kernel();
   py::gil_scoped_release released;
   kernel();
@@ -29,7 +37,9 @@ template <class Kernel>
 py::object write(const Array& like, const patches::Shape& shape, py::handle out, Kernel&& kernel) {
   if (out.is_none()) {
     const Fresh fresh = empty_like(like, shape.size, shape.rank);
-    advise_huge_pages(fresh.view.data, fresh.view.count() * fresh.view.dtype.bytes());
+    if (fresh.view.device.type == DeviceType::cpu) {
+      advise_huge_pages(fresh.view.data, fresh.view.count() * fresh.view.dtype.bytes());
+    }
     run(fresh.view, [&] { kernel(fresh.view); });
     return fresh.object;
   }
@@ -107,20 +117,25 @@ py::object raw_dropped_sum(py::handle x, py::handle keep_ids) {
   patches::Shape row = patches::gather_shape(input.view(), ids.view());
   row.rank -= 2;
   for (int i = 0; i < row.rank; ++i) row.size[i] = row.size[i + 2];
-  return write(input, row, py::none(),
-               [&](const TensorView& to) { patches::dropped_sum(input.view(), ids.view(), to); });
+  const Fresh scratch = scratch_like(input, patches::dropped_sum_scratch(input.view()));
+  return write(input, row, py::none(), [&](const TensorView& to) {
+    patches::dropped_sum(input.view(), ids.view(), to, scratch.view.data);
+  });
 }
 
 void keep_ids_from_ranks(py::handle restore_ids, py::handle keep_ids) {
   const Array from("restore_ids", restore_ids), to("keep_ids", keep_ids);
-  patches::keep_ids_from_ranks(from.view(), to.view());
+  run(to.view(), [&] { patches::keep_ids_from_ranks(from.view(), to.view()); });
 }
 
 void random_keep_ids(py::handle keep_ids, py::handle restore_ids, uint64_t seed, uint64_t offset,
                      bool ordered) {
   const Array keep("keep_ids", keep_ids), restore("restore_ids", restore_ids);
   want_same_kind("keep_ids", keep, "restore_ids", restore);
-  run(restore.view(), [&] { patches::random_keep_ids(keep.view(), restore.view(), seed, offset, ordered); });
+  const Fresh scratch = scratch_like(restore, patches::random_scratch(keep.view(), restore.view()));
+  run(restore.view(), [&] {
+    patches::random_keep_ids(keep.view(), restore.view(), seed, offset, ordered, scratch.view.data);
+  });
   mark_written(keep);
   mark_written(restore);
 }

@@ -12,3 +12,10 @@
 
 #define TENFOLD_LEVEL_BEGIN inline namespace TENFOLD_LEVEL {
 #define TENFOLD_LEVEL_END }
+
+// A function that CUDA kernels call too.
+#ifdef __CUDACC__
+#define TENFOLD_HOST_DEVICE __host__ __device__
+#else
+#define TENFOLD_HOST_DEVICE
+#endif

@@ -18,8 +18,9 @@ inline constexpr int kPhiloxRounds = 10;
 // `Lanes` independent blocks at once: c0..c3 hold counters on entry and random words on return. The plain
 // loops over lanes are what the compiler turns into vector instructions.
 template <int Lanes>
-inline void philox4x32(uint32_t* __restrict c0, uint32_t* __restrict c1, uint32_t* __restrict c2,
-                       uint32_t* __restrict c3, uint32_t key0, uint32_t key1) {
+TENFOLD_HOST_DEVICE inline void philox4x32(uint32_t* __restrict c0, uint32_t* __restrict c1,
+                                           uint32_t* __restrict c2, uint32_t* __restrict c3, uint32_t key0,
+                                           uint32_t key1) {
   for (int round = 0; round < kPhiloxRounds; ++round) {
     for (int lane = 0; lane < Lanes; ++lane) {
       const uint64_t a = static_cast<uint64_t>(kPhiloxM0) * c0[lane];
@@ -35,7 +36,7 @@ inline void philox4x32(uint32_t* __restrict c0, uint32_t* __restrict c1, uint32_
 }
 
 // A whole number in [0, range) from 32 random bits; the bias is below range / 2^32.
-inline uint32_t below(uint32_t random, uint32_t range) {
+TENFOLD_HOST_DEVICE inline uint32_t below(uint32_t random, uint32_t range) {
   return static_cast<uint32_t>((static_cast<uint64_t>(random) * range) >> 32);
 }
 

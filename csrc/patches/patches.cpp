@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "core/machine.h"
 
@@ -30,14 +31,27 @@ const Kernels& kernels() {
 
 std::string shape_of(const TensorView& view) { return shape_string(view.shape, view.rank); }
 
-void want_cpu(const char* name, const TensorView& view) {
+bool on_gpu(const TensorView& view) { return view.device.type == DeviceType::cuda; }
+
+void want_memory(const char* name, const TensorView& view) {
   if (view.device.type == DeviceType::cpu || view.device.type == DeviceType::cuda_host) return;
-  throw TypeError(std::string(name) + " is on " + to_string(view.device) +
-                  "; this build has no CUDA code, want an array in CPU memory");
+  if (kBuiltWithCuda && on_gpu(view)) return;
+  throw TypeError(std::string(name) + " is on " + to_string(view.device) + "; " +
+                  (kBuiltWithCuda ? "want an array in CPU or CUDA memory"
+                                  : "this build has no CUDA code, want an array in CPU memory"));
 }
 
+void want_together(const char* name, const TensorView& view, const char* other_name,
+                   const TensorView& other) {
+  if (on_gpu(view) == on_gpu(other) && (!on_gpu(view) || view.device.id == other.device.id)) return;
+  throw TypeError(std::string(name) + " is on " + to_string(view.device) + " and " + other_name + " is on " +
+                  to_string(other.device) + ", want one device");
+}
+
+Queue queue_of(const TensorView& view) { return {view.device.id, view.stream}; }
+
 void want_rows(const char* name, const TensorView& view) {
-  want_cpu(name, view);
+  want_memory(name, view);
   if (view.rank < 2) {
     throw ValueError(std::string(name) + " has shape " + shape_of(view) + ", want (batch, tokens, ...)");
   }
@@ -47,8 +61,10 @@ void want_rows(const char* name, const TensorView& view) {
   }
 }
 
-void want_ids(const char* name, const TensorView& ids, const char* rows_name, int64_t batch) {
-  want_cpu(name, ids);
+void want_ids(const char* name, const TensorView& ids, const char* rows_name, const TensorView& rows) {
+  const int64_t batch = rows.rank > 0 ? rows.shape[0] : 0;
+  want_memory(name, ids);
+  want_together(name, ids, rows_name, rows);
   if (ids.dtype != kInt32 && ids.dtype != kInt64) {
     throw TypeError(std::string(name) + " has type " + to_string(ids.dtype) + ", want int32 or int64");
   }
@@ -104,7 +120,8 @@ Ids ids_of(const TensorView& view) {
 
 // `out` must hold exactly `want`, of the input's type, with whole rows that lie apart from each other.
 void want_out(const TensorView& out, const Shape& want, const TensorView& input) {
-  want_cpu("out", out);
+  want_memory("out", out);
+  want_together("out", out, "the input", input);
   want_writable("out", out);
   if (out.dtype != input.dtype) {
     throw TypeError("out has type " + to_string(out.dtype) + ", want " + to_string(input.dtype));
@@ -177,15 +194,20 @@ Store store_for(int64_t bytes) { return 2 * bytes >= last_level_cache() ? Store:
 
 int64_t out_bytes(const TensorView& out) { return out.count() * out.dtype.bytes(); }
 
-// The row's bytes side by side: its own memory where it is contiguous, else a copy that `copy` keeps.
-const char* packed_row(const TensorView& row, std::unique_ptr<char[]>& copy) {
-  TensorView table = row;  // one sample of one row
+// A row as a table of one sample of one row.
+TensorView one_row(const TensorView& row) {
+  TensorView table = row;
   table.rank = row.rank + 2;
   for (int i = 0; i < table.rank; ++i) {
     table.shape[i] = i < 2 ? 1 : row.shape[i - 2];
     table.strides[i] = i < 2 ? 0 : row.strides[i - 2];
   }
-  const Rows from = rows_of(table);
+  return table;
+}
+
+// The row's bytes side by side: its own memory where it is contiguous, else a copy that `copy` keeps.
+const char* packed_row(const TensorView& row, std::unique_ptr<char[]>& copy) {
+  const Rows from = rows_of(one_row(row));
   if (from.outer == 0) return row.data;
   copy = std::make_unique<char[]>(static_cast<size_t>(from.row_bytes));
   const Rows to{copy.get(), 0, 0, from.row_bytes, from.row_bytes, 0, {}, {}};
@@ -198,7 +220,7 @@ void restore_with(const TensorView& y, const TensorView& ids, bool ranks, const 
                   const TensorView& out) {
   const char* const name = ranks ? "restore_ids" : "keep_ids";
   want_rows("y", y);
-  want_ids(name, ids, "y", y.shape[0]);
+  want_ids(name, ids, "y", y);
   const int64_t keep = y.shape[1];
   const int64_t tokens = ranks ? ids.shape[1] : (out.rank > 1 ? out.shape[1] : 0);
   if (!ranks && ids.shape[1] != keep) {
@@ -216,7 +238,8 @@ void restore_with(const TensorView& y, const TensorView& ids, bool ranks, const 
   const char* fill = nullptr;
   std::unique_ptr<char[]> packed;
   if (mask_token != nullptr) {
-    want_cpu("mask_token", *mask_token);
+    want_memory("mask_token", *mask_token);
+    want_together("mask_token", *mask_token, "y", y);
     if (mask_token->dtype != y.dtype) {
       throw TypeError("mask_token has type " + to_string(mask_token->dtype) + ", want " + to_string(y.dtype) +
                       " as y");
@@ -226,9 +249,16 @@ void restore_with(const TensorView& y, const TensorView& ids, bool ranks, const 
                        shape_string(y.shape + 2, y.rank - 2) + ", one row of y");
     }
     want_apart(out, "mask_token", *mask_token);
-    fill = packed_row(*mask_token, packed);
+    if (!on_gpu(y)) fill = packed_row(*mask_token, packed);
   }
   const Sizes sizes{y.shape[0], tokens, keep};
+  if constexpr (kBuiltWithCuda) {
+    if (on_gpu(out)) {
+      const Rows row = mask_token != nullptr ? rows_of(one_row(*mask_token)) : Rows{};
+      return cuda::restore(rows_of(out), rows_of(y), ids_of(ids), ranks,
+                           mask_token != nullptr ? &row : nullptr, sizes, queue_of(out));
+    }
+  }
   if (!kernels().restore(rows_of(out), rows_of(y), ids_of(ids), ranks, fill, sizes,
                          store_for(out_bytes(out)))) {
     throw_bad_id(name, ids_of(ids), sizes.batch, ids.shape[1], tokens);
@@ -239,7 +269,7 @@ void restore_with(const TensorView& y, const TensorView& ids, bool ranks, const 
 
 Shape gather_shape(const TensorView& x, const TensorView& keep_ids) {
   want_rows("x", x);
-  want_ids("keep_ids", keep_ids, "x", x.shape[0]);
+  want_ids("keep_ids", keep_ids, "x", x);
   want_keep("keep_ids", keep_ids.shape[1], x.shape[1]);
   Shape shape{x.rank, {x.shape[0], keep_ids.shape[1]}};
   for (int i = 2; i < x.rank; ++i) shape.size[i] = x.shape[i];
@@ -259,6 +289,9 @@ void gather(const TensorView& x, const TensorView& keep_ids, const TensorView& o
   want_apart(out, "x", x);
   want_apart(out, "keep_ids", keep_ids);
   const Sizes sizes{x.shape[0], x.shape[1], keep_ids.shape[1]};
+  if constexpr (kBuiltWithCuda) {
+    if (on_gpu(out)) return cuda::gather(rows_of(out), rows_of(x), ids_of(keep_ids), sizes, queue_of(out));
+  }
   if (!kernels().gather(rows_of(out), rows_of(x), ids_of(keep_ids), sizes, store_for(out_bytes(out)))) {
     throw_bad_id("keep_ids", ids_of(keep_ids), sizes.batch, sizes.keep, sizes.tokens);
   }
@@ -274,9 +307,15 @@ void restore_from_ranks(const TensorView& y, const TensorView& restore_ids, cons
   restore_with(y, restore_ids, true, mask_token, out);
 }
 
-void dropped_sum(const TensorView& x, const TensorView& keep_ids, const TensorView& out) {
+int64_t dropped_sum_scratch(const TensorView& x) {
+  int64_t width = 1;
+  for (int i = 2; i < x.rank; ++i) width *= x.shape[i];
+  return kSumChunks * width * (x.dtype == kFloat64 ? 8 : 4);
+}
+
+void dropped_sum(const TensorView& x, const TensorView& keep_ids, const TensorView& out, char* scratch) {
   want_rows("x", x);
-  want_ids("keep_ids", keep_ids, "x", x.shape[0]);
+  want_ids("keep_ids", keep_ids, "x", x);
   want_keep("keep_ids", keep_ids.shape[1], x.shape[1]);
   const Rows rows = rows_of(x);
   if (rows.outer > 0) throw ValueError("x has rows that are not contiguous, want contiguous rows");
@@ -286,32 +325,40 @@ void dropped_sum(const TensorView& x, const TensorView& keep_ids, const TensorVi
   want_writable("out", out);
   const Sizes sizes{x.shape[0], x.shape[1], keep_ids.shape[1]};
   const Ids ids = ids_of(keep_ids);
-  const size_t partial = static_cast<size_t>(kSumChunks * out.count());
-  bool good = true;
-  if (x.dtype == kFloat64) {
-    std::vector<double> sums(partial);
-    good = kernels().dropped_sum_f64(reinterpret_cast<double*>(out.data), sums.data(), rows, ids, sizes);
-  } else if (x.dtype == kFloat32 || x.dtype == kBFloat16) {
-    std::vector<float> sums(partial);
-    good = x.dtype == kFloat32
-               ? kernels().dropped_sum_f32(reinterpret_cast<float*>(out.data), sums.data(), rows, ids, sizes)
-               : kernels().dropped_sum_bf16(reinterpret_cast<uint16_t*>(out.data), sums.data(), rows, ids,
-                                            sizes);
-  } else {
+  if (x.dtype != kFloat64 && x.dtype != kFloat32 && x.dtype != kBFloat16) {
     throw TypeError("x has type " + to_string(x.dtype) + ", want float32, float64 or bfloat16");
+  }
+  if constexpr (kBuiltWithCuda) {
+    if (on_gpu(x)) return cuda::dropped_sum(out.data, scratch, x.dtype, rows, ids, sizes, queue_of(x));
+  }
+  bool good = true;
+  std::memset(scratch, 0, static_cast<size_t>(dropped_sum_scratch(x)));
+  if (x.dtype == kFloat64) {
+    good = kernels().dropped_sum_f64(reinterpret_cast<double*>(out.data), reinterpret_cast<double*>(scratch),
+                                     rows, ids, sizes);
+  } else {
+    float* const sums = reinterpret_cast<float*>(scratch);
+    good = x.dtype == kFloat32
+               ? kernels().dropped_sum_f32(reinterpret_cast<float*>(out.data), sums, rows, ids, sizes)
+               : kernels().dropped_sum_bf16(reinterpret_cast<uint16_t*>(out.data), sums, rows, ids, sizes);
   }
   if (!good) throw_bad_id("keep_ids", ids, sizes.batch, sizes.keep, sizes.tokens);
 }
 
 void keep_ids_from_ranks(const TensorView& restore_ids, const TensorView& keep_ids) {
-  want_ids("restore_ids", restore_ids, "keep_ids", keep_ids.rank > 0 ? keep_ids.shape[0] : 0);
-  want_ids("keep_ids", keep_ids, "restore_ids", restore_ids.shape[0]);
+  want_ids("restore_ids", restore_ids, "keep_ids", keep_ids);
+  want_ids("keep_ids", keep_ids, "restore_ids", restore_ids);
   want_writable("keep_ids", keep_ids);
   const int64_t tokens = restore_ids.shape[1];
   const int64_t keep = keep_ids.shape[1];
   want_keep("keep_ids", keep, tokens);
   const Ids from = ids_of(restore_ids);
   const Ids to = ids_of(keep_ids);
+  if constexpr (kBuiltWithCuda) {
+    if (on_gpu(keep_ids)) {
+      return cuda::keep_ids_from_ranks(from, to, {restore_ids.shape[0], tokens, keep}, queue_of(keep_ids));
+    }
+  }
   std::vector<char> seen(static_cast<size_t>(tokens));
   for (int64_t b = 0; b < restore_ids.shape[0]; ++b) {
     std::fill(seen.begin(), seen.end(), 0);
@@ -327,10 +374,20 @@ void keep_ids_from_ranks(const TensorView& restore_ids, const TensorView& keep_i
   }
 }
 
+int64_t random_scratch(const TensorView& keep_ids, const TensorView& restore_ids) {
+  if constexpr (kBuiltWithCuda) {
+    if (on_gpu(restore_ids) && restore_ids.rank == 2 && keep_ids.rank == 2) {
+      const Sizes sizes{restore_ids.shape[0], restore_ids.shape[1], keep_ids.shape[1]};
+      return cuda::shuffle_scratch(sizes, restore_ids.device.id) * static_cast<int64_t>(sizeof(int32_t));
+    }
+  }
+  return 0;
+}
+
 void random_keep_ids(const TensorView& keep_ids, const TensorView& restore_ids, uint64_t seed,
-                     uint64_t offset, bool ordered) {
-  want_ids("keep_ids", keep_ids, "restore_ids", restore_ids.rank > 0 ? restore_ids.shape[0] : 0);
-  want_ids("restore_ids", restore_ids, "keep_ids", keep_ids.shape[0]);
+                     uint64_t offset, bool ordered, char* scratch) {
+  want_ids("keep_ids", keep_ids, "restore_ids", restore_ids);
+  want_ids("restore_ids", restore_ids, "keep_ids", keep_ids);
   want_writable("keep_ids", keep_ids);
   want_writable("restore_ids", restore_ids);
   if (keep_ids.dtype != restore_ids.dtype) {
@@ -346,6 +403,12 @@ void random_keep_ids(const TensorView& keep_ids, const TensorView& restore_ids, 
   if (overlap(keep_ids, restore_ids)) throw ValueError("keep_ids shares memory with restore_ids");
   const Sizes sizes{restore_ids.shape[0], restore_ids.shape[1], keep_ids.shape[1]};
   want_keep("keep_ids", sizes.keep, sizes.tokens);
+  if constexpr (kBuiltWithCuda) {
+    if (on_gpu(keep_ids)) {
+      return cuda::random_keep_ids(ids_of(keep_ids), ids_of(restore_ids), reinterpret_cast<int32_t*>(scratch),
+                                   sizes, seed, offset, ordered, queue_of(keep_ids));
+    }
+  }
   kernels().random_keep_ids(ids_of(keep_ids), ids_of(restore_ids), sizes, seed, offset, ordered);
 }
 

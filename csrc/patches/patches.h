@@ -25,16 +25,20 @@ void restore_from_ranks(const TensorView& y, const TensorView& restore_ids, cons
                         const TensorView& out);
 
 // x (B, N, ...) -> out (...) = sum of all rows that keep_ids does not name: the gradient of mask_token.
-// float32, bfloat16 (summed in float32, rounded once), float64. Scratch: kSumChunks rows.
-void dropped_sum(const TensorView& x, const TensorView& keep_ids, const TensorView& out);
+// float32, bfloat16 (summed in float32, rounded once), float64. `scratch` has dropped_sum_scratch(x) bytes,
+// on x's device: kSumChunks rows of sums.
+int64_t dropped_sum_scratch(const TensorView& x);
+void dropped_sum(const TensorView& x, const TensorView& keep_ids, const TensorView& out, char* scratch);
 
 // restore_ids (B, N) -> keep_ids (B, K), the inverse of the ranks below K.
 void keep_ids_from_ranks(const TensorView& restore_ids, const TensorView& keep_ids);
 
 // keep_ids (B, K) and restore_ids (B, N): for sample s = offset + b a uniform draw without replacement,
-// a function of (seed, s) alone. `ordered` sorts the kept and the dropped ids ascending.
+// a function of (seed, s) alone. `ordered` sorts the kept and the dropped ids ascending. `scratch` has
+// random_scratch() bytes on the ids' device; 0 on the CPU.
+int64_t random_scratch(const TensorView& keep_ids, const TensorView& restore_ids);
 void random_keep_ids(const TensorView& keep_ids, const TensorView& restore_ids, uint64_t seed,
-                     uint64_t offset, bool ordered);
+                     uint64_t offset, bool ordered, char* scratch);
 
 // Shapes of the results, from checked arguments.
 struct Shape {
@@ -85,6 +89,30 @@ struct Kernels {
 
 // Samples are summed in this many fixed chunks, whatever the number of threads: same bits always.
 inline constexpr int64_t kSumChunks = 64;
+
+// ---- the same on a GPU, on a stream of a device; ids are checked as core/deferred.h says ----
+
+struct Queue {
+  int device;
+  void* stream;
+};
+
+namespace cuda {
+
+void gather(const Rows& out, const Rows& x, const Ids& ids, Sizes sizes, Queue queue);
+void restore(const Rows& out, const Rows& y, const Ids& ids, bool ranks, const Rows* fill, Sizes sizes,
+             Queue queue);
+// `partial` is kSumChunks rows of float, of double for float64, on the device.
+void dropped_sum(char* out, char* partial, DType dtype, const Rows& x, const Ids& ids, Sizes sizes,
+                 Queue queue);
+void keep_ids_from_ranks(const Ids& restore_ids, const Ids& keep_ids, Sizes sizes, Queue queue);
+// `scratch` has shuffle_scratch() elements: none for up to kShuffleTokens tokens.
+inline constexpr int kShuffleTokens = 8192;
+int64_t shuffle_scratch(Sizes sizes, int device);
+void random_keep_ids(const Ids& keep_ids, const Ids& restore_ids, int32_t* scratch, Sizes sizes,
+                     uint64_t seed, uint64_t offset, bool ordered, Queue queue);
+
+}  // namespace cuda
 
 namespace baseline {
 extern const Kernels kernels;

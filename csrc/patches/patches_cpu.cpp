@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/bfloat16.h"
 #include "core/level.h"
 #include "core/parallel.h"
 #include "core/philox.h"
@@ -264,25 +265,6 @@ bool restore(const Rows& out, const Rows& y, const Ids& ids, bool ranks, const c
 }
 
 // ---- the gradient of mask_token ----
-
-float to_float(float x) { return x; }
-double to_float(double x) { return x; }
-float to_float(uint16_t bfloat) {
-  const uint32_t bits = static_cast<uint32_t>(bfloat) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-void round_to(float& to, float x) { to = x; }
-void round_to(double& to, double x) { to = x; }
-void round_to(uint16_t& bfloat, float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  // Round half to even on the upper 16 bits; a NaN keeps its sign and becomes quiet.
-  bfloat = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
 
 // Sum over the samples of one chunk, then over the chunks in order: the same additions for any thread count.
 template <class T, class Sum>

@@ -4,7 +4,7 @@ Compiled kernels of tenfold. Use tenfold.ops instead: it documents and checks.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['build_type', 'built_with_cuda', 'compiler', 'gather_patches', 'isa', 'isas_compiled', 'isas_supported', 'keep_ids_from_ranks', 'last_level_cache', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'sanitizers', 'threads']
+__all__: list[str] = ['build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_reason', 'gather_patches', 'isa', 'isas_compiled', 'isas_supported', 'keep_ids_from_ranks', 'last_level_cache', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'sanitizers', 'synchronize', 'threads']
 def build_type() -> str:
     """
     CMake build type.
@@ -16,6 +16,18 @@ def built_with_cuda() -> bool:
 def compiler() -> str:
     """
     Compiler that made this module.
+    """
+def cuda_architectures() -> str:
+    """
+    What the CUDA kernels are compiled for, or ''.
+    """
+def cuda_device_count() -> int:
+    """
+    CUDA devices that can be used.
+    """
+def cuda_reason() -> str:
+    """
+    Why no CUDA device can be used, or ''.
     """
 def gather_patches(x: typing.Any, keep_ids: typing.Any, out: typing.Any) -> typing.Any:
     """
@@ -80,6 +92,10 @@ def restore_patches_from_ranks(y: typing.Any, restore_ids: typing.Any, mask_toke
 def sanitizers() -> str:
     """
     Sanitizers built in, or ''.
+    """
+def synchronize() -> None:
+    """
+    Waits for the devices that ops have used, and raises what their kernels found wrong.
     """
 def threads() -> int:
     """

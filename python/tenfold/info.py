@@ -31,10 +31,19 @@ def report() -> str:
         ("last cache", f"{_core.last_level_cache() / 2**20:.0f} MiB"),
         ("threads", f"{_core.threads()} (OMP_NUM_THREADS, torch.set_num_threads)"),
         ("OpenMP", _core.openmp_runtime()),
-        ("CUDA", "yes" if _core.built_with_cuda() else "no: this build has no CUDA code"),
+        *zip(("CUDA", ""), _cuda(), strict=False),
     ]
     lines += [("packages" if i == 0 else "", text) for i, text in enumerate(_packages())]
     return "\n".join(f"{name:<11} {text}".rstrip() for name, text in lines)
+
+
+def _cuda() -> list[str]:
+    """Whether ops can run on a GPU, and why not; what the kernels are compiled for."""
+    if not _core.built_with_cuda():
+        return [f"no CUDA code in this build: {_core.cuda_reason()}"]
+    count = _core.cuda_device_count()
+    devices = f"{count} device{'s' * (count != 1)}" if count else f"no device: {_core.cuda_reason()}"
+    return [devices, f"kernels compiled for {_core.cuda_architectures()}"]
 
 
 def _packages() -> list[str]:

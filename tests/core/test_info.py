@@ -10,9 +10,34 @@ from tenfold import __version__, _core, info
 
 def test_report_says_what_the_build_is():
     text = info.report()
-    for fact in (__version__, _core.compiler(), _core.isa(), "CUDA        no: this build has no CUDA code"):
+    for fact in (__version__, _core.compiler(), _core.isa()):
         assert fact in text
     assert str(_core.threads()) in text
+
+
+def test_report_says_why_no_gpu_is_used(monkeypatch):
+    for built, count, reason, said in (
+        (
+            False,
+            0,
+            "no nvcc was found when this was built",
+            "CUDA        no CUDA code in this build: no nvcc was found",
+        ),
+        (True, 0, "cudaErrorNoDevice: none", "CUDA        no device: cudaErrorNoDevice: none\n"),
+        (True, 1, "", "CUDA        1 device\n"),
+        (True, 2, "", "CUDA        2 devices\n            kernels compiled for 90a-real\n"),
+    ):
+        monkeypatch.setattr(info._core, "built_with_cuda", lambda built=built: built)
+        monkeypatch.setattr(info._core, "cuda_device_count", lambda count=count: count)
+        monkeypatch.setattr(info._core, "cuda_reason", lambda reason=reason: reason)
+        monkeypatch.setattr(info._core, "cuda_architectures", lambda: "90a-real")
+        assert said in info.report()
+
+
+def test_the_core_knows_whether_there_is_a_device():
+    # In every build: devices or a reason, never both and never neither.
+    assert (_core.cuda_device_count() > 0) == (_core.cuda_reason() == "")
+    assert _core.built_with_cuda() or _core.cuda_device_count() == 0
 
 
 def test_an_absent_package_names_its_extra(monkeypatch):

@@ -280,7 +280,7 @@ def test_opcheck(problem):
         (operators.restore_patches, (x[:, :K], ids, N, None)),
         (operators.dropped_sum, (x, ids)),
         (operators.keep_ids_from_ranks, (ranks, K)),
-        (operators.random_keep_ids, (B, N, K, 1, 0, False)),
+        (operators.random_keep_ids, (B, N, K, 1, 0, False, torch.device("cpu"))),
     ):
         torch.library.opcheck(operator.default, args)
 

@@ -6,16 +6,24 @@ import functools
 import sys
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from tenfold import _core
 
 Array: TypeAlias = Any
-"""A numpy array or a torch tensor. An op returns the kind that it was given."""
+"""A numpy array, a torch tensor or a cupy array. An op returns the kind that it was given."""
 
 
 def is_torch(array: object) -> bool:
     """Whether `array` is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
+
+
+def module_of(array: object) -> Any:
+    """Return the module that makes arrays such as `array`: cupy for its own, numpy for everything else."""
+    cupy = sys.modules.get("cupy")
+    return cupy if cupy is not None and isinstance(array, cupy.ndarray) else np
 
 
 @functools.cache

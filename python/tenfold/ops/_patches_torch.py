@@ -48,10 +48,10 @@ def _keep_ids_kernel(restore_ids: Tensor, keep: int) -> Tensor:
 
 
 def _random_kernel(
-    batch: int, tokens: int, keep: int, seed: int, offset: int, ordered: bool
+    batch: int, tokens: int, keep: int, seed: int, offset: int, ordered: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    keep_ids = torch.empty((batch, keep), dtype=torch.int64)
-    restore_ids = torch.empty((batch, tokens), dtype=torch.int64)
+    keep_ids = torch.empty((batch, keep), dtype=torch.int64, device=device)
+    restore_ids = torch.empty((batch, tokens), dtype=torch.int64, device=device)
     _core.random_keep_ids(keep_ids, restore_ids, seed % 2**64, offset, ordered)
     return keep_ids, restore_ids
 
@@ -77,12 +77,12 @@ _keep_ids_op = define(
     lambda restore_ids, keep: restore_ids.new_empty((restore_ids.shape[0], keep)),
 )
 _random_op = define(
-    "random_keep_ids(SymInt batch, SymInt tokens, SymInt keep, SymInt seed, SymInt offset, bool ordered)"
-    " -> (Tensor, Tensor)",
+    "random_keep_ids(SymInt batch, SymInt tokens, SymInt keep, SymInt seed, SymInt offset, bool ordered,"
+    " Device device) -> (Tensor, Tensor)",
     _random_kernel,
-    lambda batch, tokens, keep, seed, offset, ordered: (
-        torch.empty((batch, keep), dtype=torch.int64),
-        torch.empty((batch, tokens), dtype=torch.int64),
+    lambda batch, tokens, keep, seed, offset, ordered, device: (
+        torch.empty((batch, keep), dtype=torch.int64, device=device),
+        torch.empty((batch, tokens), dtype=torch.int64, device=device),
     ),
 )
 
@@ -268,12 +268,12 @@ def _autocast_row(mask_token: Tensor | None, y: Tensor) -> Tensor | None:
 
 
 def random_keep_ids(
-    batch: int, tokens: int, keep: int, seed: int, offset: int, ordered: bool
+    batch: int, tokens: int, keep: int, seed: int, offset: int, ordered: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """See tenfold.ops.patches.random_keep_ids."""
     if is_dynamo_compiling():
-        return _random_op(batch, tokens, keep, seed, offset, ordered)  # type: ignore[no-any-return]
-    return _random_kernel(batch, tokens, keep, seed, offset, ordered)
+        return _random_op(batch, tokens, keep, seed, offset, ordered, device)  # type: ignore[no-any-return]
+    return _random_kernel(batch, tokens, keep, seed, offset, ordered, device)
 
 
 def keep_ids_from_mask(mask: Tensor, keep: int | None) -> Tensor:

@@ -7,6 +7,12 @@
 numpy arrays and torch tensors in CPU memory, any element type of whole bytes and any strides; torch tensors
 have gradients of any order and work under torch.compile, vmap and autocast. `restore_ids >= keep` is the mask
 of dropped tokens (1 = dropped, the mask of MAE).
+
+A build with CUDA takes torch tensors and cupy arrays on a GPU too, all arguments on one device. The kernels
+run on the caller's current stream and nothing waits for them, so a call can be captured in a CUDA graph
+(after one call outside of it). A wrong id is therefore found after its call has returned: its row is filled
+with ones (NaN), no memory outside the arrays is touched, and a later call or `tenfold.ops.synchronize()`
+raises the ValueError.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ import numpy as np
 from numpy import ndarray
 
 from tenfold import _core
-from tenfold.ops._arrays import Array, is_torch
+from tenfold.ops._arrays import Array, is_torch, module_of
 
 __all__ = ["gather_patches", "keep_ids_from_mask", "random_keep_ids", "restore_patches"]
 
@@ -58,7 +64,8 @@ def gather_patches(x: Array, keep_ids: Array, out: Array | None = None) -> Array
     Raises:
         ValueError: an id is negative, too large or doubled (names sample and position); shapes do not fit;
             `out` overlaps an argument, tears its rows apart, or is given where a gradient is recorded.
-        TypeError: arrays of different libraries, not in CPU memory, or of a wrong type.
+        TypeError: arrays of different libraries or devices, of memory that this build cannot use, or of a
+            wrong type.
 
     O(B K D) bytes are copied; scratch is 12 N bytes per thread. Bitwise equal for every thread count and
     level. The gradient writes each row of x's gradient once: no atomics, no zero fill, deterministic.
@@ -149,7 +156,7 @@ def random_keep_ids(
         seed: 0 <= seed < 2**64.
         offset: number of the first sample, 0 <= offset < 2**63.
         ordered: ascending ids, kept and dropped; otherwise the order is random too.
-        like: an array whose library the ids come in, as int64; numpy where None.
+        like: an array whose library and device the ids come in, as int64; numpy where None.
         out: (keep_ids (B, K), restore_ids (B, N)), both int32 or both int64, written and returned.
 
     Returns:
@@ -173,10 +180,15 @@ def random_keep_ids(
     ):
         if not 0 <= value < limit:
             raise ValueError(f"{name} is {value}, want 0 <= {name} < {limit}")
-    if out is None and is_torch(like):
-        ids: tuple[Array, Array] = _torch_half().random_keep_ids(batch, tokens, keep, seed, offset, ordered)
+    if out is None and like is not None and is_torch(like):
+        ids: tuple[Array, Array] = _torch_half().random_keep_ids(
+            batch, tokens, keep, seed, offset, ordered, like.device
+        )
         return ids
-    keep_ids, restore_ids = out or (np.empty((batch, keep), np.int64), np.empty((batch, tokens), np.int64))
+    if out is None:
+        library = module_of(like)
+        out = library.empty((batch, keep), np.int64), library.empty((batch, tokens), np.int64)
+    keep_ids, restore_ids = out
     for name, array, shape in (
         ("keep_ids", keep_ids, (batch, keep)),
         ("restore_ids", restore_ids, (batch, tokens)),
@@ -207,12 +219,13 @@ def keep_ids_from_mask(mask: Array, keep: int | None = None) -> Array:
     """
     if is_torch(mask):
         return _torch_half().keep_ids_from_mask(mask, keep)
-    mask = np.asanyarray(mask)
+    library = module_of(mask)
+    mask = library.asarray(mask)
     _check_mask(mask.dtype == np.bool_, mask.dtype, tuple(mask.shape))
     counts = mask.sum(axis=1)
     keep = (int(counts[0]) if len(counts) else 0) if keep is None else keep
-    _check_counts(np.flatnonzero(counts != keep).tolist(), counts, keep)
-    return np.nonzero(mask)[1].reshape(len(mask), keep)
+    _check_counts(library.flatnonzero(counts != keep).tolist(), counts, keep)
+    return library.nonzero(mask)[1].reshape(len(mask), keep)
 
 
 def _check_mask(is_bool: bool, dtype: object, shape: tuple[int, ...]) -> None:

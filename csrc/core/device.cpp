@@ -1,0 +1,116 @@
+#include "core/device.h"
+
+#include <cstdint>
+#include <mutex>
+#include <string>
+
+#include "core/deferred.h"
+#include "core/error.h"
+
+#ifdef TENFOLD_HAVE_CUDA
+#include "core/cuda.cuh"
+#endif
+
+namespace tenfold {
+
+std::string cuda_architectures() { return TENFOLD_CUDA_ARCHITECTURES; }
+
+#ifndef TENFOLD_HAVE_CUDA
+
+int cuda_device_count() { return 0; }
+std::string cuda_reason() { return TENFOLD_CUDA_REASON; }
+void raise_deferred() {}
+void synchronize_devices() {}
+
+#else
+
+namespace {
+
+constexpr int kMostSlots = 64;
+constexpr int kPositionBits = 31;
+
+struct Slots {
+  std::mutex mutex;
+  DeferredWord* words = nullptr;  // host memory that every device sees under the same address
+  int count = 0;
+  const char* arguments[kMostSlots] = {};
+  const char* ops[kMostSlots] = {};
+};
+
+Slots& slots() {
+  static Slots all;
+  return all;
+}
+
+cudaError_t count_devices(int* count) {
+  *count = 0;
+  const cudaError_t status = cudaGetDeviceCount(count);
+  if (status != cudaSuccess) {
+    *count = 0;
+    cudaGetLastError();  // the next call must not meet this error again
+  }
+  return status;
+}
+
+}  // namespace
+
+int cuda_device_count() {
+  int count = 0;
+  count_devices(&count);
+  return count;
+}
+
+std::string cuda_reason() {
+  int count = 0;
+  const cudaError_t status = count_devices(&count);
+  if (status != cudaSuccess) return std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);
+  return count > 0 ? "" : "the driver reports no device";
+}
+
+DeferredSlot::DeferredSlot(const char* argument, const char* op) {
+  Slots& all = slots();
+  const std::lock_guard lock(all.mutex);
+  if (all.words == nullptr) {
+    void* memory = nullptr;
+    check(cudaHostAlloc(&memory, kMostSlots * sizeof(DeferredWord),
+                        cudaHostAllocPortable | cudaHostAllocMapped),
+          "cudaHostAlloc");
+    all.words = static_cast<DeferredWord*>(memory);
+    for (int i = 0; i < kMostSlots; ++i) all.words[i] = 0;
+  }
+  if (all.count == kMostSlots) throw std::logic_error("more deferred slots than there is room for");
+  all.arguments[all.count] = argument;
+  all.ops[all.count] = op;
+  word_ = all.words + all.count++;
+}
+
+void raise_deferred() {
+  Slots& all = slots();
+  const std::lock_guard lock(all.mutex);
+  std::string found;
+  for (int i = 0; i < all.count; ++i) {
+    const DeferredWord word = __atomic_exchange_n(all.words + i, DeferredWord{0}, __ATOMIC_RELAXED);
+    if (word == 0 || !found.empty()) continue;
+    const std::string sample = std::to_string((word - 1) >> kPositionBits);
+    const std::string position = std::to_string((word - 1) & ((DeferredWord{1} << kPositionBits) - 1));
+    found =
+        std::string(all.arguments[i]) + "[" + sample + ", " + position + "] of " + all.ops[i] +
+        " on a GPU was out of range or doubled, want 0 <= id < tokens, and each id once per sample (sample " +
+        sample + ", position " + position + "; found after the call had returned)";
+  }
+  if (!found.empty()) throw ValueError(found);
+}
+
+void synchronize_devices() {
+  const uint64_t used = DeviceGuard::used();
+  for (int device = 0; device < 64; ++device) {
+    if ((used >> device & 1u) == 0) continue;
+    const DeviceGuard guard(device);
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  }
+  raise_deferred();
+}
+
+#endif
+
+}  // namespace tenfold

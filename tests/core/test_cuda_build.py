@@ -1,0 +1,80 @@
+"""TENFOLD_CUDA: AUTO says what it found, ON never ends as OFF, in fresh and in used build folders."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pybind11 = pytest.importorskip("pybind11")
+if shutil.which("cmake") is None:
+    pytest.skip("no cmake on PATH (pip install 'tenfold[dev]' brings it)", allow_module_level=True)
+
+ROOT = Path(__file__).parents[2]
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
+
+
+def configure(folder: Path, nvcc: str | None = None, **defines: str) -> subprocess.CompletedProcess[str]:
+    """Run CMake in `folder`, with this compiler for CUDA or with none."""
+    environment = {**os.environ, "CUDACXX": nvcc or str(folder / "there is none")}
+    if nvcc is None:
+        # CMake also looks in PATH and in the toolkit's usual place: it is told to look in neither.
+        defines["CMAKE_IGNORE_PATH"] = ";".join(
+            {str(Path(found).parent) for found in (shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc") if found}
+        )
+    command = ["cmake", "-S", str(ROOT), "-B", str(folder), f"-DPython_EXECUTABLE={sys.executable}"]
+    command += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", "-DTENFOLD_CUDA_ARCHITECTURES=90a-real"]
+    command += [f"-D{name}={value}" for name, value in defines.items()]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_auto_without_a_compiler_is_off_and_says_why(tmp_path):
+    done = configure(tmp_path, TENFOLD_CUDA="AUTO")
+    assert done.returncode == 0, done.stderr
+    assert "tenfold: CUDA OFF (no nvcc was found when this was built)" in done.stdout
+
+
+def test_on_without_a_compiler_fails_also_in_a_used_folder(tmp_path):
+    for _ in range(2):
+        done = configure(tmp_path, TENFOLD_CUDA="ON")
+        assert done.returncode != 0
+        assert "TENFOLD_CUDA=ON: no nvcc was found" in done.stderr
+
+
+def test_a_value_that_is_none_is_refused(tmp_path):
+    done = configure(tmp_path, TENFOLD_CUDA="YES")
+    assert done.returncode != 0
+    assert "TENFOLD_CUDA is YES, want AUTO, ON or OFF" in done.stderr
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_a_folder_that_had_no_compiler_finds_a_new_one(tmp_path):
+    assert "CUDA OFF" in configure(tmp_path, TENFOLD_CUDA="AUTO").stdout
+    done = configure(tmp_path, shutil.which("nvcc"), TENFOLD_CUDA="ON", CMAKE_IGNORE_PATH="")
+    assert "tenfold: CUDA ON (nvcc" in done.stdout, done.stderr
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_a_folder_whose_compiler_is_gone_fails(tmp_path):
+    wrapper = tmp_path / "nvcc"
+    wrapper.write_text(f'#!/bin/sh\nexec "{os.path.realpath(shutil.which("nvcc"))}" "$@"\n')
+    wrapper.chmod(0o755)
+    assert "CUDA ON" in configure(tmp_path / "build", str(wrapper), TENFOLD_CUDA="ON").stdout
+    wrapper.unlink()
+    assert configure(tmp_path / "build", TENFOLD_CUDA="ON").returncode != 0
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_an_old_compiler_is_refused_under_on_and_left_out_under_auto(tmp_path):
+    nvcc = shutil.which("nvcc")
+    done = configure(tmp_path / "on", nvcc, TENFOLD_CUDA="ON", TENFOLD_LEAST_NVCC="99")
+    assert done.returncode != 0
+    assert "is older than 99" in done.stderr
+    done = configure(tmp_path / "auto", nvcc, TENFOLD_CUDA="AUTO", TENFOLD_LEAST_NVCC="99")
+    assert done.returncode == 0
+    assert "is older than 99" in done.stdout
