@@ -29,9 +29,18 @@ def copy_bandwidth(mib: int, seconds: float = 0.3) -> float:
     return 2 * source.nbytes / best
 
 
+def gpu() -> str | None:
+    """The GPU's name, memory and driver; None where ops cannot use one."""
+    if not (torch.cuda.is_available() and _core.cuda_device_count()):
+        return None
+    facts = torch.cuda.get_device_properties(0)
+    return f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+
+
 def describe() -> dict[str, Any]:
     """What stands above every table."""
     return {
+        "gpu": gpu(),
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "last_level_cache_mib": _core.last_level_cache() / 2**20,

@@ -31,14 +31,15 @@ LIMIT = "seconds"  # the alternative's name where a target is a time, not a rati
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `tenfold bench`; returns the exit status of the benchmarks."""
     options = _parser().parse_args(argv)
-    files = _files(Path(options.dir), options.families)
+    files = _files(Path(options.dir), options.families, options.device)
     if options.read:
         report = _read(Path(options.read))
         status = 0
     else:
         status, report = _run(files, Path(options.dir), options.select)
     if not report.get("benchmarks"):
-        raise UserError("no benchmark produced a row; see the messages above")
+        where = " (without a GPU every one is skipped)" if options.device == "cuda" else ""
+        raise UserError(f"no benchmark produced a row{where}; see the messages above")
     rows, machine = _rows(report), report["machine_info"]
     print(render(rows, machine))
     if options.json:
@@ -55,30 +56,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", metavar="FILE", help="write the report, and beside it the table (.md) and a plot (.png)"
     )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="measure on the processor, or on a GPU"
+    )
     parser.add_argument("--select", metavar="WORDS", help="only rows whose test matches, as pytest -k")
     parser.add_argument("--read", metavar="FILE", help="show an earlier report instead of running anything")
     return parser
 
 
-def _files(checkout: Path, families: list[str]) -> list[Path]:
+def _files(checkout: Path, families: list[str], device: str) -> list[Path]:
+    """The benchmarks of `families`: bench_<family>.py, or bench_<family>_cuda.py."""
     folder = checkout / "benchmarks"
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; {CHECKOUT}")
-    if not families:
-        return sorted(folder.glob("bench_*.py"))
-    files = [folder / f"bench_{family}.py" for family in families]
-    for family, file in zip(families, files, strict=True):
-        if not file.is_file():
-            stems = [path.stem.removeprefix("bench_") for path in sorted(folder.glob("bench_*.py"))]
-            known = ", ".join(stems)
-            raise UserError(f"no benchmark of family {family!r} in {folder}; there are: {known}")
-    return files
+    ending = "_cuda" if device == "cuda" else ""
+    found = {
+        path.stem.removeprefix("bench_").removesuffix("_cuda"): path
+        for path in sorted(folder.glob("bench_*.py"))
+        if path.stem.endswith("_cuda") == bool(ending)
+    }
+    for family in families:
+        if family not in found:
+            known = ", ".join(found) or "none"
+            raise UserError(f"no benchmark of family {family!r} in {folder} for {device}; there are: {known}")
+    return [found[family] for family in families] if families else list(found.values())
 
 
 def _run(files: list[Path], checkout: Path, select: str | None) -> tuple[int, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--import-mode=importlib"]
+        command = [sys.executable, "-m", "pytest", "-q", "-rs", "--no-header", "--import-mode=importlib"]
         command += ["-p", "no:cacheprovider", "-o", "pythonpath=benchmarks", "--benchmark-quiet"]
         command += [f"--benchmark-json={output}", *(["-k", select] if select else [])]
         command += [str(file.relative_to(checkout)) for file in files]
@@ -177,8 +184,9 @@ def render(rows: list[Row], machine: dict[str, Any]) -> str:
 def _machine_text(machine: dict[str, Any]) -> str:
     copies = ", ".join(f"{rate:.0f} GB/s at {size}" for size, rate in machine["copy_gb_per_s"].items())
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    gpu = f"GPU: {machine['gpu']}.\n" if machine.get("gpu") else ""
     return (
-        f"{machine['processor']}, last-level cache {machine['last_level_cache_mib']:.0f} MiB, ISA level "
+        f"{gpu}{machine['processor']}, last-level cache {machine['last_level_cache_mib']:.0f} MiB, ISA level "
         f"{machine['isa']}; {versions}; {machine['compiler']}.\n"
         f"Copy bandwidth on one thread, read plus write: {copies}.\n"
         "Each cell is the alternative's time over tenfold's (above 1: tenfold is faster); fastest of "

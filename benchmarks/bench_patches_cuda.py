@@ -1,0 +1,183 @@
+"""The patches family on a GPU, against torch on that GPU: `tenfold bench patches --device cuda`.
+
+Every alternative is captured in a CUDA graph that runs it once on each of several sets of arrays, together
+larger than the second-level cache, so that neither launch overhead nor data left in the cache is timed.
+Graphs are timed with events, and take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tenfold import _core
+from tenfold.ops import patches
+from tenfold.ops.reference import patches as reference
+
+SHAPES = [(64, 256, 1024), (16, 1024, 1152), (256, 64, 384)]
+KEPT = 4
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ROTATED_BYTES = 256 << 20  # five times the second-level cache of an H100
+ROUNDS = 30
+
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+types = pytest.mark.parametrize("dtype", list(TYPES))
+pytestmark = pytest.mark.skipif(
+    not (torch.cuda.is_available() and _core.cuda_device_count()),
+    reason=f"no GPU here: {_core.cuda_reason() or 'torch found none'}",
+)
+
+
+class Problem:
+    """One set of arrays on the GPU."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: str, seed: int) -> None:
+        self.batch, self.tokens, self.width = shape
+        self.keep = self.tokens // KEPT
+        self.x = torch.randn(*shape, device="cuda").to(TYPES[dtype])
+        self.ids, self.ranks = patches.random_keep_ids(self.batch, self.tokens, self.keep, seed, like=self.x)
+        self.flat = (self.ids + torch.arange(self.batch, device="cuda")[:, None] * self.tokens).flatten()
+        self.expanded = self.ids[..., None].expand(-1, -1, self.width)
+        self.samples = torch.arange(self.batch, device="cuda")[:, None]
+        self.kept = reference.gather_patches(self.x, self.ids)
+        self.mask_token = torch.randn(self.width, device="cuda").to(TYPES[dtype])
+        self.small, self.large = torch.empty_like(self.kept), torch.empty_like(self.x)
+
+
+Call = Callable[[Problem], Any]
+
+
+def captured(call: Call, problems: list[Problem]) -> torch.cuda.CUDAGraph:
+    """Return a graph of `call` on each of `problems` in turn."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for problem in problems[:2]:  # what is allocated or compiled once must not be captured
+            call(problem)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for problem in problems:
+            call(problem)
+    return graph
+
+
+def race(calls: dict[str, Call], problems: list[Problem]) -> dict[str, float]:
+    """Fastest seconds of one call of each alternative, over interleaved replays."""
+    graphs = {name: captured(call, problems) for name, call in calls.items()}
+    best = dict.fromkeys(calls, float("inf"))
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for _ in range(ROUNDS):
+        for name, graph in graphs.items():
+            graph.replay()  # warm
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            best[name] = min(best[name], begin.elapsed_time(end) / 1e3 / len(problems))
+    return best
+
+
+def compare(
+    benchmark: Any, op: str, shape: Any, dtype: str, calls: dict[str, Call], check: Callable[[Problem], float]
+) -> None:
+    """Record one row: the fastest time of each alternative and tenfold's error."""
+    size = 2 * 4 * shape[0] * shape[1] * shape[2]
+    problems = [Problem(shape, dtype, seed) for seed in range(max(2, ROTATED_BYTES // size))]
+    row = {"op": op, "shape": "x".join(map(str, shape)), "dtype": dtype, "regime": "reused", "targets": {}}
+    best = race(calls, problems)
+    benchmark.extra_info.update(row | {"threads": 1, "error": check(problems[0]), "seconds": best})
+    benchmark.pedantic(lambda: None, rounds=1)
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want.double()).abs().max())
+
+
+@shapes
+@types
+def test_gather(benchmark: Any, shape: Any, dtype: str) -> None:
+    calls: dict[str, Call] = {
+        "tenfold": lambda p: patches.gather_patches(p.x, p.ids, p.small),
+        "torch.gather": lambda p: torch.gather(p.x, 1, p.expanded, out=p.small),
+        "index_select": lambda p: torch.index_select(
+            p.x.view(-1, p.width), 0, p.flat, out=p.small.view(-1, p.width)
+        ),
+        "memcpy": lambda p: p.small.copy_(p.kept),
+    }
+
+    def check(p: Problem) -> float:
+        return error(patches.gather_patches(p.x, p.ids), p.kept)
+
+    compare(benchmark, "gather", shape, dtype, calls, check)
+
+
+@shapes
+@types
+def test_restore(benchmark: Any, shape: Any, dtype: str) -> None:
+    def index_put(p: Problem) -> None:
+        p.large.copy_(p.mask_token.expand_as(p.large))
+        p.large.index_put_((p.samples, p.ids), p.kept)
+
+    def cat_gather(p: Problem) -> Tensor:
+        fill = p.mask_token.repeat(p.batch, p.tokens - p.keep, 1)
+        ranks = p.ranks[..., None].expand(-1, -1, p.width)
+        return torch.gather(torch.cat([p.kept, fill], 1), 1, ranks, out=p.large)
+
+    calls: dict[str, Call] = {
+        "tenfold": lambda p: patches.restore_patches(p.kept, p.ids, p.tokens, p.mask_token, p.large),
+        "cat+gather": cat_gather,
+        "copy+index_put": index_put,
+        "memcpy": lambda p: p.large.copy_(p.x),
+    }
+
+    def check(p: Problem) -> float:
+        want = reference.restore_patches(p.kept, p.ids, p.tokens, p.mask_token)
+        return error(patches.restore_patches(p.kept, p.ids, p.tokens, p.mask_token), want)
+
+    compare(benchmark, "restore", shape, dtype, calls, check)
+
+
+@shapes
+@types
+def test_gather_backward(benchmark: Any, shape: Any, dtype: str) -> None:
+    def scatter(p: Problem) -> None:
+        p.large.zero_().scatter_(1, p.expanded, p.kept)
+
+    def index_copy(p: Problem) -> None:
+        p.large.zero_().view(-1, p.width).index_copy_(0, p.flat, p.kept.view(-1, p.width))
+
+    calls: dict[str, Call] = {
+        "tenfold": lambda p: patches.restore_patches(p.kept, p.ids, p.tokens, None, p.large),
+        "zero_+scatter_": scatter,
+        "zero_+index_copy_": index_copy,
+        "memcpy": lambda p: p.large.copy_(p.x),
+    }
+
+    def check(p: Problem) -> float:
+        want = reference.restore_patches(p.kept, p.ids, p.tokens)
+        return error(patches.restore_patches(p.kept, p.ids, p.tokens), want)
+
+    compare(benchmark, "gather backward", shape, dtype, calls, check)
+
+
+@shapes
+def test_ids(benchmark: Any, shape: Any) -> None:
+    def mine(p: Problem) -> None:
+        patches.random_keep_ids(p.batch, p.tokens, p.keep, 1, out=(p.ids, p.ranks))
+
+    calls: dict[str, Call] = {
+        "tenfold": mine,
+        "argsort(rand)": lambda p: torch.rand(p.batch, p.tokens, device="cuda").argsort(1),
+        "rand.topk": lambda p: torch.rand(p.batch, p.tokens, device="cuda").topk(p.keep, 1),
+    }
+
+    def check(p: Problem) -> float:
+        want, _ = patches.random_keep_ids(p.batch, p.tokens, p.keep, 1)
+        got, _ = patches.random_keep_ids(p.batch, p.tokens, p.keep, 1, like=p.x)
+        return error(got.cpu(), torch.from_numpy(want))
+
+    compare(benchmark, "ids", shape, "fp32", calls, check)

@@ -1,0 +1,261 @@
+"""What can be known of a CUDA kernel without a GPU: it is compiled, and the result is read.
+
+`python tests/simt/static.py` writes the table of docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
+SHARED_LIMIT = 48 << 10
+"""Static shared memory of a block, on every architecture."""
+REGISTER_LIMIT = 128
+"""A block of 256 threads then leaves room for another one on a multiprocessor."""
+
+# NVIDIA H100 SXM: 3.35 TB/s of memory, 67 TFLOP/s in float32.
+H100_BYTES_PER_SECOND, H100_FLOPS = 3.35e12, 67e12
+
+MARK = "<!-- Everything below is written by tests/simt/static.py; text above is kept. -->"
+
+
+@dataclass
+class Kernel:
+    """One instance of a kernel, compiled for one architecture."""
+
+    name: str
+    registers: int
+    spilled: int
+    stack: int
+    shared: int
+    sass: list[str] = field(default_factory=list)
+
+    def count(self, pattern: str) -> int:
+        """Instructions whose name matches."""
+        return sum(bool(re.match(pattern, instruction)) for instruction in self.sass)
+
+
+LOCAL = r"(LDL|STL)(\.|$)"
+COMPARE_AND_SWAP = r"ATOM[SG]?\.(.*\.)?CAS|ATOMS\.CAST"
+WIDE_LOAD, WIDE_STORE = r"LDG\.E\.(.*\.)?128", r"STG\.E\.(.*\.)?128"
+
+# Kernels that move rows in units of 16 bytes: what each must have.
+WIDE = {
+    "gather_rows<16, false>": (WIDE_LOAD, WIDE_STORE),
+    "gather_rows<16, true>": (WIDE_LOAD, WIDE_STORE),
+    "restore_rows<16, false>": (WIDE_LOAD, WIDE_STORE),
+    "restore_rows<16, true>": (WIDE_LOAD, WIDE_STORE),
+    "sum_chunks<float, float, 4>": (WIDE_LOAD,),
+    "sum_chunks<unsigned short, float, 8>": (WIDE_LOAD,),
+    "sum_chunks<double, double, 2>": (WIDE_LOAD,),
+}
+
+
+def resource_faults(kernel: Kernel) -> list[str]:
+    """What is wrong with the resources of a kernel."""
+    found = {
+        "spilled registers": kernel.spilled > 0,
+        "a stack frame": kernel.stack > 0,
+        f"more than {REGISTER_LIMIT} registers": not 0 < kernel.registers <= REGISTER_LIMIT,
+        f"more than {SHARED_LIMIT} bytes of shared memory": kernel.shared > SHARED_LIMIT,
+    }
+    return [fault for fault, there in found.items() if there]
+
+
+def instruction_faults(kernel: Kernel) -> list[str]:
+    """What is wrong with the instructions of a kernel."""
+    found = {
+        "no instructions read": len(kernel.sass) < 10,
+        "local memory": kernel.count(LOCAL) > 0,
+        "compare and swap": kernel.count(COMPARE_AND_SWAP) > 0,
+        "no access of 16 bytes": any(not kernel.count(pattern) for pattern in WIDE.get(kernel.name, ())),
+    }
+    return [fault for fault, there in found.items() if there]
+
+
+def nvcc() -> str | None:
+    return shutil.which("nvcc")
+
+
+@functools.cache
+def cuobjdump() -> str | None:
+    """The disassembler: the toolkit's, or that of the packages nvidia-cuda-cuobjdump and -nvdisasm."""
+    wheels = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
+    folders = [str(path.parent) for path in sorted(wheels.glob("*/bin/cuobjdump"))]
+    return shutil.which("cuobjdump", path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+
+
+def sources() -> list[Path]:
+    return sorted(ROOT.glob("csrc/*/*_cuda.cu"))
+
+
+@functools.cache
+def compiled(source: Path, architecture: str) -> dict[str, Kernel]:
+    """Every kernel of `source` by its readable name; with instructions where there is a disassembler."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        command = [nvcc() or "nvcc", "-std=c++20", "-O3", "-DNDEBUG", "-DTENFOLD_HAVE_CUDA", f"-I{ROOT}/csrc"]
+        command += [f"-arch={architecture}", "-cubin", "-Xptxas=-v", "-o", str(cubin), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        kernels = _resources(done.stderr)
+        if cuobjdump():
+            _disassemble(cubin, kernels)
+    names = _demangle(list(kernels))
+    for mangled, kernel in kernels.items():
+        kernel.name = names[mangled]
+    return {kernel.name: kernel for kernel in kernels.values()}
+
+
+def _resources(log: str) -> dict[str, Kernel]:
+    """Parse what ptxas -v prints: a line with the kernel's name, one on the stack, one on registers."""
+    kernels: dict[str, Kernel] = {}
+    current = ""
+    for line in log.splitlines():
+        if match := re.search(r"Function properties for (\w+)", line):
+            current = match[1]
+            kernels.setdefault(current, Kernel(current, 0, 0, 0, 0))
+        elif match := re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
+        ):
+            kernels[current].stack = int(match[1])
+            kernels[current].spilled = int(match[2]) + int(match[3])
+        elif match := re.search(r"Used (\d+) registers", line):
+            kernels[current].registers = int(match[1])
+            shared = re.search(r"(\d+) bytes smem", line)
+            kernels[current].shared = int(shared[1]) if shared else 0
+    return kernels
+
+
+def _disassemble(cubin: Path, kernels: dict[str, Kernel]) -> None:
+    tool = cuobjdump() or ""
+    path = f"{Path(tool).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # cuobjdump starts nvdisasm
+    done = subprocess.run(
+        [tool, "-sass", str(cubin)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": path},
+        check=True,
+    )
+    current = ""
+    for line in done.stdout.splitlines():
+        if match := re.search(r"Function : (\w+)", line):
+            current = match[1]
+        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
+            kernels[current].sass.append(match[1])
+
+
+def _demangle(names: list[str]) -> dict[str, str]:
+    done = subprocess.run(
+        ["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    shown = [line.rpartition("::")[2] for line in done.stdout.splitlines()]
+    return dict(zip(names, shown, strict=True))
+
+
+# ---- the table ----
+
+SHAPE = (
+    64,
+    256,
+    1024,
+)  # batch, tokens, width: the first shape of the benchmark, a quarter of the tokens kept
+_B, _N, _D = SHAPE
+_K = _N // 4
+
+
+@dataclass
+class Work:
+    """Bytes and operations that a kernel cannot do without, for float32 and ids of 8 bytes."""
+
+    kernel: str
+    op: str
+    bytes: int
+    flops: int = 0
+
+
+WORK = (
+    Work("gather_rows<16, false>", "gather", 4 * 2 * _B * _K * _D + 8 * _B * _K),
+    Work("restore_rows<16, false>", "restore; gather backward", 4 * _B * _D * (_K + _N) + 8 * _B * _K),
+    Work(
+        "sum_chunks<float, float, 4>",
+        "mask token gradient",
+        4 * _B * (_N - _K) * _D + 8 * _B * _K + 4 * 64 * _D,
+        _B * (_N - _K) * _D,
+    ),
+    Work("sum_totals<float, float>", "its sum over the chunks", 4 * 64 * _D + 4 * _D, 64 * _D),
+    Work("shuffle_ids<true>", "random ids", 8 * _B * (_K + _N)),
+    Work("invert_ranks", "ids from ranks", 8 * _B * (_K + _N)),
+)
+
+
+def table(architecture: str = "sm_90a") -> str:
+    """Rows for docs/gpu.md."""
+    head = (
+        "kernel",
+        "op",
+        "MiB moved",
+        "MFLOP",
+        "H100, lower bound, not measured",
+        "registers",
+        "shared memory",
+    )
+    lines = [f"| {' | '.join((*head, 'checks'))} |", "|" + " --- |" * (len(head) + 1)]
+    by_architecture = {name: _everything(name) for name in ARCHITECTURES}
+    for work in WORK:
+        kernel = by_architecture[architecture][work.kernel]
+        seconds = max(work.bytes / H100_BYTES_PER_SECOND, work.flops / H100_FLOPS)
+        faults = [_faults(kernels[work.kernel]) for kernels in by_architecture.values()]
+        cells = [
+            f"`{work.kernel}`", work.op, f"{work.bytes / 2**20:.1f}", f"{work.flops / 1e6:.1f}",
+            f"{seconds * 1e6:.1f} us", str(kernel.registers), f"{kernel.shared} B",
+            "passed" if not any(faults) else "; ".join(sorted({fault for some in faults for fault in some})),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    everything = [kernel for kernels in by_architecture.values() for kernel in kernels.values()]
+    passed = sum(not _faults(kernel) for kernel in everything)
+    notes = (
+        f"The shape is {_B} samples of {_N} tokens of {_D} float32, a quarter of the tokens kept; registers "
+        f"and shared memory are those for {architecture}. Checks, for {', '.join(ARCHITECTURES)}: no spilled "
+        f"register, no local memory, at most {REGISTER_LIMIT} registers and {SHARED_LIMIT >> 10} KiB of "
+        "shared memory, no compare-and-swap loop, loads and stores of 16 bytes where rows allow them. Of all "
+        f"instances of all kernels, {passed} of {len(everything)} pass (tests/simt/test_static.py)."
+    )
+    return "\n".join([*lines, "", textwrap.fill(notes, 110)])
+
+
+def _everything(architecture: str) -> dict[str, Kernel]:
+    kernels: dict[str, Kernel] = {}
+    for source in sources():
+        kernels |= compiled(source, architecture)
+    return kernels
+
+
+def _faults(kernel: Kernel) -> list[str]:
+    return [*resource_faults(kernel), *instruction_faults(kernel)]
+
+
+def main() -> int:
+    if not (nvcc() and cuobjdump()):
+        print("want nvcc and cuobjdump on PATH", file=sys.stderr)
+        return 2
+    target = ROOT / "docs/gpu.md"
+    before = target.read_text(encoding="utf-8").partition(MARK)[0]
+    target.write_text(f"{before}{MARK}\n\n{table()}\n", encoding="utf-8")
+    print(target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
