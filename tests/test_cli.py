@@ -226,3 +226,15 @@ def test_options_reach_the_command_line_as_one_line(method, capsys):
     assert cli.main(["train", "probe", "--steps", "many"]) == 2
     expected = "option --steps must be an integer, got 'many'; see tenfold train probe --help"
     assert one_line(capsys) == f"tenfold: error: {expected}"
+
+
+def test_an_unknown_level_is_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "tenfold", "info"],
+        env={**os.environ, "TENFOLD_ISA": "avx9"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("tenfold: error: TENFOLD_ISA: got 'avx9'")
+    assert done.stderr.count("\n") == 1

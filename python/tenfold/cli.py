@@ -43,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # One line, whatever the message quotes.
         print("tenfold: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except ImportError as error:
+        if "TENFOLD_ISA" not in str(error):  # the core refuses to load with a level that it cannot use
+            raise
+        print("tenfold: error:", error, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("tenfold: interrupted", file=sys.stderr)
         return _INTERRUPTED

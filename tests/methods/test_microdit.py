@@ -158,6 +158,10 @@ def test_learning_rate_warms_up_and_falls_to_nothing(pictures, text_encoder):
         (["--patch-size", "0"], "patch_size"),
         (["--guidance", "-1"], "guidance"),
         (["--betas", "1", "0.9"], "betas"),
+        (["--channels", "4"], "channels"),
+        (["--text-width", "100"], "text_width"),
+        (["--width", "6", "--head-dim", "6", "--mixer-width", "6"], "width"),
+        (["--seed", str(2**64)], "seed"),
     ],
 )
 def test_mistakes_are_one_line_that_names_them(options, named, capsys, tmp_path, monkeypatch):
@@ -285,6 +289,36 @@ def test_an_unknown_key_in_the_config_is_refused(finished, capsys):
     finally:
         file.write_text(before)
     assert "learning" in capsys.readouterr().err
+
+
+def test_a_caption_that_is_no_text_is_refused(finished, capsys):
+    assert main(["sample", "microdit", str(finished), "caf\udce9"]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_interrupting_the_evaluation_says_how_to_go_on(pictures, text_encoder, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tenfold.methods.microdit.train.evaluate", interrupt)
+    out = tmp_path / "run"
+    options = ["--data", str(pictures), "--steps", "2", "--out", str(out), *TINY]
+    assert main(["train", "microdit", *options]) == 130
+    assert f"tenfold evaluate microdit {out}" in capsys.readouterr().err
+
+
+def test_a_gradient_that_is_no_number_is_never_saved(pictures, text_encoder, tmp_path, monkeypatch):
+    whole = TrainingStep.__call__
+
+    def step(self, state):
+        loss, norm = whole(self, state)
+        return loss, float("nan") if state.step == 20 else norm
+
+    monkeypatch.setattr(TrainingStep, "__call__", step)
+    out = tmp_path / "run"
+    options = ["--data", str(pictures), "--steps", "30", "--checkpoint-every", "10", "--out", str(out), *TINY]
+    assert main(["train", "microdit", *options]) == 2
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000010"]
 
 
 def test_a_cell_that_is_not_planned_is_refused(tmp_path, capsys):

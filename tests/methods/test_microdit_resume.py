@@ -153,6 +153,11 @@ sys.exit(main(sys.argv[1:]))
         assert done.returncode == (130 if extra else 0), done.stderr
         if extra:
             assert checkpoint.latest(path / "checkpoints").name == "step-00000017"
+            evaluate = [sys.executable, "-m", "tenfold", "evaluate", "microdit", str(path)]
+            assert subprocess.run(evaluate, env=environment).returncode == 0
+            report = (path / "report.md").read_text()
+            assert "17 steps of" in report and "UNFINISHED: 30 steps were planned" in report
+            assert (path / "figures" / "loss.png").exists()
             assert run("--resume", path).returncode == 0
         rows.append([(row["step"], row.get("loss")) for row in read_metrics(path / "metrics.jsonl")])
     assert rows[0] == rows[1]

@@ -378,3 +378,11 @@ def test_numpy_users_do_not_import_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_wrong_mask_is_refused_under_compile_too():
+    mask = torch.tensor([[True, False, True], [True, True, True]])
+    with pytest.raises(Exception, match="keeps 3 tokens of sample 1, want 2"):
+        torch.compile(lambda m: patches.keep_ids_from_mask(m, keep=2), fullgraph=True)(mask)
+    with pytest.raises(Exception, match="want the number of kept tokens"):
+        torch.compile(lambda m: patches.keep_ids_from_mask(m), fullgraph=True)(mask)

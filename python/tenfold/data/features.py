@@ -4,6 +4,7 @@ A distance in these features is not FID: that name belongs to Inception features
 """
 
 import hashlib
+import io
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -67,8 +68,10 @@ class ImageFeatures:
             return kept
         features = self._compute(images)
         make_folder(path.parent)
+        buffer = io.BytesIO()
+        np.save(buffer, features)  # numpy itself does not say that a disk is full
         with atomic_write(path, "wb") as sink:
-            np.save(sink, features)
+            sink.write(buffer.getbuffer())
         return features
 
     def _compute(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -72,6 +72,8 @@ class DiTConfig:
                 raise ValueError(f"{name}: wanted positive numbers, got {getattr(self, name)}")
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size: {self.patch_size} does not divide image_size {self.image_size}")
+        if self.width % 4:
+            raise ValueError(f"width: {self.width} is not a multiple of 4, which the position code wants")
         for name in ("width", "mixer_width"):
             if getattr(self, name) % self.head_dim:
                 raise ValueError(

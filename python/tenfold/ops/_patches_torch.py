@@ -56,6 +56,18 @@ def _random_kernel(
     return keep_ids, restore_ids
 
 
+def _mask_kernel(mask: Tensor, keep: int) -> Tensor:
+    counts = mask.sum(dim=1)
+    _check_counts((counts != keep).nonzero()[:, 0].tolist(), counts, keep)
+    # A stable sort puts the kept tokens first, in order.
+    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :keep].contiguous()
+
+
+_mask_op = define(
+    "keep_ids_from_mask(Tensor mask, SymInt keep) -> Tensor",
+    _mask_kernel,
+    lambda mask, keep: mask.new_empty((mask.shape[0], keep), dtype=torch.int64),
+)
 _gather_op = define(
     "gather_patches(Tensor x, Tensor keep_ids) -> Tensor",
     lambda x, keep_ids: _core.raw_gather_patches(x, keep_ids, None),
@@ -279,9 +291,10 @@ def random_keep_ids(
 def keep_ids_from_mask(mask: Tensor, keep: int | None) -> Tensor:
     """See tenfold.ops.patches.keep_ids_from_mask."""
     _check_mask(mask.dtype == torch.bool, mask.dtype, tuple(mask.shape))
-    if not is_dynamo_compiling():
-        counts = mask.sum(dim=1)
-        keep = (int(counts[0]) if len(counts) else 0) if keep is None else keep
-        _check_counts((counts != keep).nonzero()[:, 0].tolist(), counts, keep)
-    # A stable sort puts the kept tokens first, in order, and has a static shape.
-    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :keep]
+    if is_dynamo_compiling():
+        if keep is None:
+            raise ValueError("keep is None under torch.compile, want the number of kept tokens")
+        return _mask_op(mask, keep)  # type: ignore[no-any-return]
+    if keep is None:
+        keep = int(mask[0].sum()) if len(mask) else 0
+    return _mask_kernel(mask, keep)

@@ -8,6 +8,7 @@ from typing import Literal
 from tenfold.diffusion.dit import DiTConfig
 from tenfold.diffusion.edm import EDMConfig
 from tenfold.diffusion.precision import cpu_has_bf16
+from tenfold.diffusion.text import WIDTH as TEXT_WIDTH
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class MicroDiTConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
+        for name, only in (("channels", 3), ("text_width", TEXT_WIDTH)):
+            if getattr(self.model, name) != only:
+                raise ValueError(f"{name}: wanted {only}, got {getattr(self.model, name)}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed: wanted less than 2**63, got {self.seed}")
         for name in ("batch", "lr", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: wanted a positive number, got {getattr(self, name)}")

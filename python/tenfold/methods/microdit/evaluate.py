@@ -18,7 +18,9 @@ from tenfold.diffusion.edm import column, training_target, weighted_loss
 from tenfold.diffusion.generator import Generator, SamplerConfig, load_generator
 from tenfold.diffusion.precision import autocast
 from tenfold.diffusion.text import TextStates
-from tenfold.engine.figures import image_grid, to_png
+from tenfold.engine import checkpoint
+from tenfold.engine.figures import image_grid, loss_curve, to_png
+from tenfold.engine.metrics import read_metrics
 from tenfold.engine.options import parse
 from tenfold.engine.run import RunDirectory
 from tenfold.engine.schedule import generator
@@ -100,8 +102,14 @@ def evaluate(run: RunDirectory, prepared: Prepared) -> dict[str, Any]:
         **measure_retrieval(drawer, prepared, config.seed, sampler),
     }
     run.write_json("evaluation.json", results)
-    write_report(run, config, facts, prepared.images, results)
+    loss_curve(read_metrics(run.metrics), run.figures / "loss.png")
+    write_report(run, config, facts, prepared.images, results, _steps_done(run))
     return results
+
+
+def _steps_done(run: RunDirectory) -> int:
+    newest = checkpoint.latest(run.checkpoints)
+    return int(newest.name.rpartition("-")[2]) if newest else 0
 
 
 def fixed_rows(config: MicroDiTConfig, prepared: Prepared) -> NDArray[np.int64]:

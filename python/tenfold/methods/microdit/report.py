@@ -16,11 +16,16 @@ _SETS = {"seen": "training captions", "heldout": "held-out captions"}
 
 
 def write_report(
-    run: RunDirectory, config: MicroDiTConfig, facts: Facts, data: CaptionedImages, results: dict[str, Any]
+    run: RunDirectory,
+    config: MicroDiTConfig,
+    facts: Facts,
+    data: CaptionedImages,
+    results: dict[str, Any],
+    step: int,
 ) -> None:
-    """Write report.md from the run's files and `results` of the evaluation."""
+    """Write report.md from the run's files and `results` of the evaluation, after `step` steps."""
     parts = [
-        _training(run, config, facts, data),
+        _training(run, config, facts, data, step),
         "## Retrieval\n\n" + _retrieval_table(results) + "\n\n" + _retrieval_text(results),
         _kernel_distances(results),
         "## Pictures\n\n![samples for the fixed captions](samples/grid.png)\n\n"
@@ -31,9 +36,12 @@ def write_report(
     run.write_text("report.md", "# MicroDiT run\n\n" + "\n\n".join(filter(None, parts)) + "\n")
 
 
-def _training(run: RunDirectory, config: MicroDiTConfig, facts: Facts, data: CaptionedImages) -> str:
+def _training(
+    run: RunDirectory, config: MicroDiTConfig, facts: Facts, data: CaptionedImages, step: int
+) -> str:
     last = {key: value for row in read_metrics(run.metrics) for key, value in row.items()}
-    passes = config.steps * config.batch / len(data.train)
+    passes = step * config.batch / len(data.train)
+    unfinished = f" The run is UNFINISHED: {config.steps} steps were planned." if step < config.steps else ""
     model = config.model
     size, patch = model.image_size, model.patch_size
     lines = [
@@ -42,7 +50,7 @@ def _training(run: RunDirectory, config: MicroDiTConfig, facts: Facts, data: Cap
         f"- {len(data.train)} pictures of {size}x{size} pixels, {len(data.heldout)} more held out.",
         f"- {facts.parameters / 1e6:.1f} M parameters, {model.tokens} patches of {patch}x{patch} pixels.",
         f"- {_masking(config)}",
-        f"- {config.steps} steps of {config.batch} pictures, {passes:.0f} passes, seed {config.seed}.",
+        f"- {step} steps of {config.batch} pictures, {passes:.0f} passes, seed {config.seed}.{unfinished}",
         f"- {facts.flops_per_step / 1e9:.1f} GFLOP a step, {facts.seconds_per_step:.3f} s as calibrated on "
         f"{facts.threads} threads.",
         f"- Last training loss {_loss(last, 'loss')}, held-out loss {_loss(last, 'heldout_loss')}.",

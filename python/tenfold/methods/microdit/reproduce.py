@@ -214,9 +214,12 @@ def _run_cell(cell: Cell, options: ReproduceOptions) -> int:
 
 
 def _curve(run: RunDirectory, points: int = 40) -> list[list[float]]:
-    """(step, training loss) at about `points` evenly spaced lines of the metrics."""
+    """(step, training loss) at about `points` evenly spaced lines of the metrics and at the last."""
     rows = [row for row in read_metrics(run.metrics) if "loss" in row]
-    return [[row["step"], round(row["loss"], 5)] for row in rows[:: max(1, len(rows) // points)]]
+    chosen = rows[:: max(1, len(rows) // points)]
+    if chosen[-1] is not rows[-1]:
+        chosen.append(rows[-1])
+    return [[row["step"], round(row["loss"], 5)] for row in chosen]
 
 
 def _result(options: ReproduceOptions, cell: Cell) -> Path:

@@ -48,8 +48,11 @@ class SampleOptions:
 def main(argv: list[str]) -> int:
     """Run `tenfold sample microdit`."""
     options = parse(SampleOptions, argv, "tenfold sample microdit")
-    if any(not caption.strip() for caption in options.captions):
-        raise UserError("a caption is empty; give a text to draw")
+    for caption in options.captions:
+        if not caption.strip():
+            raise UserError("a caption is empty; give a text to draw")
+        if any("\ud800" <= character <= "\udfff" for character in caption):
+            raise UserError(f"the caption {caption!r} is not UTF-8; write it in that encoding")
     run = RunDirectory.open(options.run)
     sampler = SamplerConfig(options.steps, _guidance(options, run))
     pictures = load_generator(options.run).sample(options.captions, options.seed, sampler)

@@ -18,7 +18,6 @@ from tenfold.diffusion.pixels import PixelScaling
 from tenfold.engine import checkpoint
 from tenfold.engine.budget import calibrate, parse_duration, steps_within
 from tenfold.engine.config import to_dict
-from tenfold.engine.figures import loss_curve
 from tenfold.engine.interrupt import Interrupt
 from tenfold.engine.memory import peak_rss_bytes
 from tenfold.engine.metrics import MetricsLog, read_metrics, require_tensorboard
@@ -118,7 +117,7 @@ def _train(
             loss, norm = step(state)
             took = time.perf_counter() - began
             seconds += took
-            if not math.isfinite(loss):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise UserError(_diverged(run, config, state.step))
             losses.append(loss)
             speed = config.batch / took
@@ -135,8 +134,12 @@ def _train(
             _say(f"stopped at step {state.step}; go on with: tenfold train microdit --resume {run.path}")
             return INTERRUPTED
     _say(f"peak memory {peak_rss_bytes() / 2**30:.2f} GiB")
-    loss_curve(read_metrics(run.metrics), run.figures / "loss.png")
-    evaluate(run, prepared)
+    _say("drawing samples and comparing them with the pictures")
+    try:
+        evaluate(run, prepared)
+    except KeyboardInterrupt:
+        _say(f"trained, but no report yet; make it with: tenfold evaluate microdit {run.path}")
+        return INTERRUPTED
     _say(f"done: {run.path / 'report.md'}")
     return 0
 
@@ -149,8 +152,9 @@ def _anchored(config: MicroDiTConfig) -> MicroDiTConfig:
 def _diverged(run: RunDirectory, config: MicroDiTConfig, step: int) -> str:
     kept = checkpoint.latest(run.checkpoints)
     return (
-        f"the loss is not a number at step {step}: training has diverged; start again with a lower --lr than "
-        f"{config.lr:g}" + (f" ({kept} is the last checkpoint before it)" if kept else "")
+        f"the loss or its gradient is not a number at step {step}: training has diverged; start again, in a "
+        f"new --out, with a lower --lr than {config.lr:g}"
+        + (f" ({kept} is the last checkpoint before it)" if kept else "")
     )
 
 
