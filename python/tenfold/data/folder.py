@@ -66,12 +66,12 @@ def _visible_files(folder: Path) -> Iterator[PurePosixPath]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in inside.parts):
-            if not _is_unicode(str(inside)):
+            if not is_unicode(str(inside)):
                 raise UserError(f"{folder}: the name {str(inside)!r} is not UTF-8; rename the file")
             yield PurePosixPath(inside.as_posix())
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether text is free of halves of surrogate pairs, which no encoding can write."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
@@ -174,7 +174,7 @@ def _parse_line(line: str, where: str) -> tuple[str, str]:
     name, caption = entry["file"], entry["caption"]
     if not isinstance(name, str) or not isinstance(caption, str) or not caption.strip():
         raise UserError(f'{where}: "file" and "caption" must be text that is not empty, got {line[:80]}')
-    if not _is_unicode(name + caption):
+    if not is_unicode(name + caption):
         raise UserError(
             f"{where}: half of a surrogate pair is no character; write the whole, or leave it out"
         )

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tenfold.data.folder import is_unicode
 from tenfold.diffusion.generator import SamplerConfig, load_generator
 from tenfold.engine.atomic import atomic_write
 from tenfold.engine.figures import to_png
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
     for caption in options.captions:
         if not caption.strip():
             raise UserError("a caption is empty; give a text to draw")
-        if any("\ud800" <= character <= "\udfff" for character in caption):
+        if not is_unicode(caption):
             raise UserError(f"the caption {caption!r} is not UTF-8; write it in that encoding")
     run = RunDirectory.open(options.run)
     sampler = SamplerConfig(options.steps, _guidance(options, run))
