@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from tenfold.diffusion.dit import DiT, DiTConfig, unpatchify
 from tenfold.diffusion.edm import EDMConfig
 from tenfold.diffusion.guidance import guided_denoiser
 from tenfold.diffusion.pixels import PixelScaling
-from tenfold.diffusion.precision import cpu_has_bf16
+from tenfold.diffusion.precision import Precision, uses_bf16
 from tenfold.diffusion.samplers import heun, karras_sigmas
 from tenfold.diffusion.text import TextEncoder, TextStates
 from tenfold.engine import checkpoint
@@ -24,6 +25,7 @@ from tenfold.engine.schedule import generator
 from tenfold.errors import UserError
 
 BATCH = 64
+_SAMPLING = 20  # the random stream of the samples' noise, beside those of training and evaluation
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,16 @@ class SamplerConfig:
 class Generator:
     """A trained network with everything it needs to draw."""
 
-    def __init__(self, model: DiT, noise: EDMConfig, pixels: PixelScaling, encoder: TextEncoder) -> None:
+    def __init__(
+        self,
+        model: DiT,
+        noise: EDMConfig,
+        pixels: PixelScaling,
+        encoder: TextEncoder,
+        precision: Precision = "auto",
+    ) -> None:
         self.model, self.noise, self.pixels, self.encoder = model.eval(), noise, pixels, encoder
+        self.bf16 = uses_bf16(precision)
 
     def sample(
         self, captions: Sequence[str], seed: int, sampler: SamplerConfig | None = None
@@ -69,10 +79,10 @@ class Generator:
         pictures = []
         for start in range(0, len(text), BATCH):
             rows = slice(start, min(start + BATCH, len(text)))
-            keys = range(rows.start, rows.stop)
-            noise = torch.stack([torch.randn(shape, generator=generator(seed, index)) for index in keys])
+            streams = [generator(seed, _SAMPLING, index) for index in range(rows.start, rows.stop)]
+            noise = torch.stack([torch.randn(shape, generator=stream) for stream in streams])
             denoise = guided_denoiser(
-                self.model, self.noise, text.states[rows], text.mask[rows], sampler.guidance, cpu_has_bf16()
+                self.model, self.noise, text.states[rows], text.mask[rows], sampler.guidance, self.bf16
             )
             patches = heun(denoise, noise, sigmas)
             x = unpatchify(patches, config.patch_size, config.image_size, config.image_size)
@@ -86,7 +96,8 @@ def load_generator(path: Path | str, encoder: TextEncoder | None = None) -> Gene
     """Load the averaged weights of the newest checkpoint of a run.
 
     Any run whose config.json has `model` (DiTConfig), `noise` (EDMConfig) and `pixels` (PixelScaling) and
-    whose checkpoints have the group `ema` will do. UserError when the folder is no such run.
+    whose checkpoints have the group `ema` will do; it samples in the run's `precision`, "auto" if it names
+    none. UserError when the folder is no such run.
     """
     run = RunDirectory.open(Path(path))
     source = str(run.path / "config.json")
@@ -95,10 +106,13 @@ def load_generator(path: Path | str, encoder: TextEncoder | None = None) -> Gene
     config = from_dict(DiTConfig, run.config_dict["model"], source)
     noise = from_dict(EDMConfig, run.config_dict["noise"], source)
     pixels = from_dict(PixelScaling, run.config_dict["pixels"], source)
+    precision = run.config_dict.get("precision", "auto")
+    if precision not in get_args(Precision):
+        raise UserError(f"{source}: 'precision' is {precision!r}; it must be auto, bf16 or fp32")
     newest = checkpoint.latest(run.checkpoints)
     if newest is None:
         raise UserError(f"{run.checkpoints}: no checkpoint yet; train first (--resume {run.path})")
     model = DiT(config)
     loaded = checkpoint.load(newest, groups=["ema"])
     checkpoint.load_module(model, loaded.tensors["ema"], newest)
-    return Generator(model, noise, pixels, encoder or TextEncoder.load())
+    return Generator(model, noise, pixels, encoder or TextEncoder.load(), precision)

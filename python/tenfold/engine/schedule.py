@@ -20,7 +20,9 @@ def generator(*keys: int) -> torch.Generator:
 
     Nothing has to be saved to resume: the stream of a step is made anew from its number.
     """
-    state = np.random.SeedSequence(keys).generate_state(1, np.uint64)[0]
+    # As one entropy, keys that differ by zeros at the end would be the same.
+    sequence = np.random.SeedSequence(keys[0], spawn_key=keys[1:])
+    state = sequence.generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from tenfold.diffusion.dit import DiTConfig
 from tenfold.diffusion.edm import EDMConfig
-from tenfold.diffusion.precision import cpu_has_bf16
+from tenfold.diffusion.precision import Precision, uses_bf16
 from tenfold.diffusion.text import WIDTH as TEXT_WIDTH
 
 
@@ -43,7 +42,7 @@ class MicroDiTConfig:
     """Share of patches dropped between mixer and backbone (deferred masking)."""
     unmasked_share: float = 0.25
     """Last share of the steps that sees every patch, when mask_ratio is not 0."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the matrix products; auto is bf16 where the CPU has it. Weights are float32."""
     guidance: float = 2.0
     """Weight of the caption in the samples of the report, and the default when sampling."""
@@ -74,7 +73,7 @@ class MicroDiTConfig:
     @property
     def bf16(self) -> bool:
         """Whether the matrix products run in bfloat16 on this machine."""
-        return self.precision == "bf16" or (self.precision == "auto" and cpu_has_bf16())
+        return uses_bf16(self.precision)
 
 
 def laptop() -> MicroDiTConfig:

@@ -21,7 +21,7 @@ from tenfold.methods.microdit.data import rows_of, trim
 from tenfold.ops.patches import gather_patches, random_keep_ids
 
 # Purposes of the random streams, the second key of each.
-_WEIGHTS, _ORDER, _NOISE, _MASK = range(4)
+_WEIGHTS, _ORDER, _NOISE = range(3)
 
 
 @dataclass
