@@ -238,3 +238,17 @@ def test_an_unknown_level_is_one_line():
     assert done.returncode == 2
     assert done.stderr.startswith("tenfold: error: TENFOLD_ISA: got 'avx9'")
     assert done.stderr.count("\n") == 1
+
+
+def test_waiting_threads_leave_the_cores_unless_the_user_says_otherwise(monkeypatch, capsys):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    cli.main(["--version"])
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    cli.main(["--version"])
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    cli.main(["--version"])
+    assert os.environ.pop("GOMP_SPINCOUNT") == "10000"

@@ -2,6 +2,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -81,34 +82,52 @@ py::object raw_gather(py::handle x, py::handle keep_ids, py::handle out) {
                [&](const TensorView& to) { patches::gather(input.view(), ids.view(), to); });
 }
 
-const TensorView* read_mask_row(py::handle mask_token, const Array& y, std::optional<Array>& row) {
-  if (mask_token.is_none()) return nullptr;
-  row.emplace("mask_token", mask_token);
-  want_same_kind("y", y, "mask_token", *row);
-  if (row->view().dtype != y.view().dtype) {
-    throw MendableError("mask_token has type " + to_string(row->view().dtype) + ", want " +
-                        to_string(y.view().dtype) + " as y");
+// One row of the shape of y's rows. MAE keeps its mask token as (1, 1, ...).
+struct MaskRow {
+  MaskRow(py::handle mask_token, const Array& y) {
+    if (mask_token.is_none()) return;
+    array.emplace("mask_token", mask_token);
+    want_same_kind("y", y, "mask_token", *array);
+    view = array->view();
+    if (view.dtype != y.view().dtype) {
+      throw MendableError("mask_token has type " + to_string(view.dtype) + ", want " +
+                          to_string(y.view().dtype) + " as y");
+    }
+    if (view.rank >= 2 && view.rank == y.view().rank && view.shape[0] == 1 && view.shape[1] == 1) {
+      view.rank -= 2;
+      std::copy_n(view.shape + 2, view.rank, view.shape);
+      std::copy_n(view.strides + 2, view.rank, view.strides);
+    }
   }
-  return &row->view();
+  const TensorView* get() const { return array ? &view : nullptr; }
+
+  std::optional<Array> array;
+  TensorView view;
+};
+
+int64_t whole_number(const char* name, py::handle value) {
+  const int64_t number = PyNumber_AsSsize_t(value.ptr(), PyExc_OverflowError);
+  if (number != -1 || PyErr_Occurred() == nullptr) return number;
+  PyErr_Clear();
+  throw TypeError(std::string(name) + " is " + py::repr(value).cast<std::string>() +
+                  ", want a whole number below 2^63");
 }
 
 py::object raw_restore(py::handle y, py::handle ids, int64_t tokens, py::handle mask_token, py::handle out) {
   const Array input("y", y), keep_ids("keep_ids", ids);
   want_same_kind("y", input, "keep_ids", keep_ids);
-  std::optional<Array> fill;
-  const TensorView* const row = read_mask_row(mask_token, input, fill);
+  const MaskRow row(mask_token, input);
   return write(input, patches::restore_shape(input.view(), tokens), out,
-               [&](const TensorView& to) { patches::restore(input.view(), keep_ids.view(), row, to); });
+               [&](const TensorView& to) { patches::restore(input.view(), keep_ids.view(), row.get(), to); });
 }
 
 py::object raw_restore_from_ranks(py::handle y, py::handle ids, py::handle mask_token, py::handle out) {
   const Array input("y", y), ranks("restore_ids", ids);
   want_same_kind("y", input, "restore_ids", ranks);
-  std::optional<Array> fill;
-  const TensorView* const row = read_mask_row(mask_token, input, fill);
+  const MaskRow row(mask_token, input);
   const int64_t tokens = ranks.view().rank == 2 ? ranks.view().shape[1] : 0;
   return write(input, patches::restore_shape(input.view(), tokens), out, [&](const TensorView& to) {
-    patches::restore_from_ranks(input.view(), ranks.view(), row, to);
+    patches::restore_from_ranks(input.view(), ranks.view(), row.get(), to);
   });
 }
 
@@ -159,9 +178,10 @@ void bind_patches(py::module_& module) {
       "NotImplemented where torch has more to do than to run the kernel.");
   module.def(
       "restore_patches",
-      [](py::handle y, py::handle keep_ids, int64_t tokens, py::handle mask_token, py::handle out) {
-        return if_plain(keep_ids, {y, mask_token, out},
-                        [&] { return raw_restore(y, keep_ids, tokens, mask_token, out); });
+      [](py::handle y, py::handle keep_ids, py::handle tokens, py::handle mask_token, py::handle out) {
+        return if_plain(keep_ids, {y, mask_token, out}, [&] {
+          return raw_restore(y, keep_ids, whole_number("tokens", tokens), mask_token, out);
+        });
       },
       arg("y"), arg("keep_ids"), arg("tokens"), arg("mask_token"), arg("out"),
       "NotImplemented where torch has more to do than to run the kernel.");

@@ -81,7 +81,7 @@ def register_torch(tensor_type: typing.Any, parameter_type: typing.Any, is_grad_
     """
     Tells the module how to ask torch for its state.
     """
-def restore_patches(y: typing.Any, keep_ids: typing.Any, tokens: typing.SupportsInt | typing.SupportsIndex, mask_token: typing.Any, out: typing.Any) -> typing.Any:
+def restore_patches(y: typing.Any, keep_ids: typing.Any, tokens: typing.Any, mask_token: typing.Any, out: typing.Any) -> typing.Any:
     """
     NotImplemented where torch has more to do than to run the kernel.
     """

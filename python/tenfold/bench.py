@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenfold.engine.atomic import atomic_write
+from tenfold.engine.atomic import atomic_write, refuse_unwritable
 from tenfold.engine.options import Parser
 from tenfold.errors import UserError
 
@@ -31,6 +31,8 @@ LIMIT = "seconds"  # the alternative's name where a target is a time, not a rati
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `tenfold bench`; returns the exit status of the benchmarks."""
     options = _parser().parse_args(argv)
+    if options.json:
+        _refuse_target(Path(options.json))
     files = _files(Path(options.dir), options.families, options.device)
     if options.read:
         report = _read(Path(options.read))
@@ -62,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--select", metavar="WORDS", help="only rows whose test matches, as pytest -k")
     parser.add_argument("--read", metavar="FILE", help="show an earlier report instead of running anything")
     return parser
+
+
+def _refuse_target(path: Path) -> None:
+    """UserError before minutes of measuring if the report cannot be written there."""
+    if path.suffix != ".json":
+        raise UserError(f"--json {path}: wanted a name that ends in .json; the table and plot go beside it")
+    refuse_unwritable(path.parent, "--json")
 
 
 def _files(checkout: Path, families: list[str], device: str) -> list[Path]:

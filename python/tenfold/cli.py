@@ -149,7 +149,7 @@ def _data(argv: list[str]) -> int:
 
 # Commands without a method: function, the extra it needs, help.
 _PLAIN: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
-    "data": (_data, "train", "list, fetch and check data sets"),
+    "data": (_data, "train", "list and fetch data sets"),
     "bench": (_bench, "bench", "run the benchmarks of a checkout"),
     "info": (_info, "train", "print version, build, ISA levels, threads, devices and optional packages"),
 }

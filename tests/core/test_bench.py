@@ -80,6 +80,8 @@ def test_what_is_refused(tmp_path):
         (tmp_path / "odd").write_text(content)
         refused("is not a benchmark report", "--dir", str(tmp_path), "--read", str(tmp_path / "odd"))
     refused("--foo", "--foo")
+    refused("wanted a name that ends in .json", "--json", str(tmp_path / "table.md"))
+    refused("cannot write in .*gone", "--json", str(tmp_path / "gone/report.json"))
     refused("is not a benchmark report", "--dir", str(tmp_path), "--read", str(tmp_path / "text"))
 
 

@@ -274,6 +274,26 @@ def spoil_bytes_in_name(folder):
     return folder, r"the name '\\udcff\.png' is not UTF-8"
 
 
+def spoil_other_kind(folder):
+    noise_folder(folder, 2)
+    (folder / "b.GIF").write_bytes(b"GIF89a")
+    return folder, r"b\.GIF: a picture of a kind that is not read; convert it"
+
+
+def spoil_dead_link(folder):
+    noise_folder(folder, 2)
+    (folder / "b.png").symlink_to(folder / "gone.png")
+    return folder, r"b\.png: a link that leads to no file"
+
+
+def spoil_linked_folder(folder):
+    (folder / "more").mkdir()
+    (folder / "in").mkdir()
+    noise_folder(folder / "in", 2)
+    (folder / "in" / "more").symlink_to(folder / "more")
+    return folder / "in", r"more: a link to a folder, which is not followed"
+
+
 SPOILS = [value for name, value in sorted(globals().items()) if name.startswith("spoil_")]
 
 
@@ -283,6 +303,16 @@ def test_mistakes_name_the_file_on_one_line(tmp_path, spoil):
     with pytest.raises(UserError, match=message) as caught:
         image_folder(path, 16)
     assert "\n" not in str(caught.value)
+
+
+def test_licence_and_attribution_are_read_from_their_files(tmp_path):
+    noise_folder(tmp_path, 2)
+    assert image_folder(tmp_path, 8).licence == "not stated"
+    (tmp_path / "LICENCE").write_text("\nCC BY 4.0\nand more\n")
+    (tmp_path / "ATTRIBUTION").write_text("Drawn by Ada.\n")
+    data = image_folder(tmp_path, 8)
+    assert (data.licence, data.attribution, len(data)) == ("CC BY 4.0", "Drawn by Ada.", 2)
+    assert image_folder(tmp_path, 8, licence="mine").licence == "mine"
 
 
 def test_size_must_be_positive(tmp_path):

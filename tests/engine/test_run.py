@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tenfold.engine import run as run_module
-from tenfold.engine.run import RunDirectory, default_path
+from tenfold.engine.run import RunDirectory, default_path, refuse_used
 from tenfold.errors import UserError
 
 
@@ -47,6 +47,12 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
     with pytest.raises(UserError, match=r"holiday.jpg"):
         RunDirectory.create(tmp_path / "holiday.jpg" / "run", {})
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no files")
+def test_a_folder_that_takes_no_files_is_refused_at_once():
+    with pytest.raises(UserError, match=r"cannot write in /proc: .*another --out"):
+        refuse_used(Path("/proc/run"))
 
 
 def test_a_full_disk_at_create_leaves_nothing(tmp_path, monkeypatch):

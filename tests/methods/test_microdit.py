@@ -1,6 +1,7 @@
 """The command from end to end on a few small pictures, and its mistakes."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -69,6 +70,24 @@ def test_samples_depend_on_the_seed_and_the_caption_only(finished):
     # A picture does not depend on what is drawn beside it, but for the rounding of the larger batch.
     alone = drawer.sample(["red disc"], seed=0, sampler=sampler)
     assert np.abs(alone[0].astype(int) - one[0]).max() <= 3
+
+
+def test_sampling_uses_the_run_s_precision(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["precision"] == "auto"
+    try:
+        for precision in ("bf16", "fp32"):
+            (finished / "config.json").write_text(json.dumps({**config, "precision": precision}, indent=2))
+            assert load_generator(finished).bf16 == (precision == "bf16")
+    finally:
+        (finished / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def test_sample_names_say_what_was_drawn(finished, tmp_path, capsys):
+    common = ["sample", "microdit", str(finished), "--out", str(tmp_path), "--steps", "2"]
+    for more in (["日本"], ["東京"], ["a" * 300], ["日本", "--guidance", "1.5"], ["日本", "--seed", "2"]):
+        assert main([*common, *more]) == 0
+    assert len(set(capsys.readouterr().out.split())) == len(list(tmp_path.iterdir())) == 5
 
 
 def test_sample_writes_a_png_and_says_where(finished, tmp_path, capsys):
@@ -162,6 +181,9 @@ def test_learning_rate_warms_up_and_falls_to_nothing(pictures, text_encoder):
         (["--text-width", "100"], "text_width"),
         (["--width", "6", "--head-dim", "6", "--mixer-width", "6"], "width"),
         (["--seed", str(2**64)], "seed"),
+        (["--batch", "1000000000"], "batch"),
+        (["--steps", "5", "--budget", "1m"], "--budget"),
+        (["--preset", "paper", "--budget", "1m"], "--budget"),
     ],
 )
 def test_mistakes_are_one_line_that_names_them(options, named, capsys, tmp_path, monkeypatch):
@@ -209,6 +231,22 @@ def test_a_run_goes_on_from_another_folder(pictures, text_encoder, tmp_path, mon
     assert main(["train", "microdit", "--resume", "run"]) == 0
 
 
+def test_moved_pictures_are_found_where_they_are_now(pictures, text_encoder, tmp_path, capsys):
+    first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / "run"
+    shutil.copytree(pictures, first)
+    options = ["--data", str(first), "--steps", "2", "--out", str(out), *TINY]
+    assert main(["train", "microdit", *options]) == 0
+    first.rename(second)
+    assert main(["evaluate", "microdit", str(out)]) == 2
+    assert str(first) in capsys.readouterr().err
+    assert main(["evaluate", "microdit", str(out), "--data", str(second)]) == 0
+    assert main(["train", "microdit", "--resume", str(out), "--data", str(second)]) == 0
+    assert main(["train", "microdit", "--resume", str(out), "--data", str(second), "--lr", "1"]) == 2
+    (second / "red-disc.txt").write_text("something else")
+    assert main(["train", "microdit", "--resume", str(out), "--data", str(second)]) == 2
+    assert "captions_sha256" in capsys.readouterr().err
+
+
 def test_training_that_diverges_stops_and_says_so(pictures, text_encoder, tmp_path, capsys):
     out = tmp_path / "run"
     options = ["--data", str(pictures), "--steps", "50", "--lr", "1e30", "--clip", "1e30", *TINY]
@@ -228,6 +266,7 @@ def test_training_that_diverges_stops_and_says_so(pictures, text_encoder, tmp_pa
         ("pixels", "std", 0.0, True),
         (None, "guidance", -1.0, True),
         (None, "guidance", "x", True),
+        (None, "precision", "fp8", True),
         (None, "batch", -1, False),
         (None, "betas", [1.0, 1.0], False),
         (None, "threads", 0, False),

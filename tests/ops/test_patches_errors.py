@@ -232,4 +232,45 @@ def test_random_ids_into_wrong_arrays():
         0,
         out=(good[0], good[1].astype(np.int32)),
     )
-    refused(TypeError, "float", patches.random_keep_ids, 2, 8.0, 3, 0)
+    refused(TypeError, "want a pair", patches.random_keep_ids, 2, 8, 3, 0, out=good[0])
+    refused(TypeError, "tokens is 8.0, want a whole number", patches.random_keep_ids, 2, 8.0, 3, 0)
+    refused(TypeError, "ordered is 'no', want True", patches.random_keep_ids, 2, 8, 3, 0, ordered="no")
+
+
+@pytest.mark.parametrize("tokens", [8.0, "8", 2**70])
+def test_tokens_that_are_no_number_of_tokens(tokens):
+    message = f"tokens is {tokens!r}, want a whole number below 2^63"
+    refused(TypeError, message, patches.restore_patches, Y, IDS, tokens)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.tensor])
+def test_restore_ids_of_another_shape(convert):
+    y, ranks = convert(Y), convert(RANKS)
+    refused(ValueError, "restore_ids has shape (4,)", patches.restore_patches, y, restore_ids=ranks[0])
+    refused(
+        ValueError, "restore_ids has shape (4,)", patches.restore_patches, y, None, 4, restore_ids=ranks[0]
+    )
+    refused(TypeError, "restore_ids is a builtins.list", patches.restore_patches, y, restore_ids=[[0, 1]])
+
+
+def test_masked_masks():
+    mask = np.ma.MaskedArray(np.ones((2, 3), bool), mask=[[0, 0, 1]] * 2)
+    refused(TypeError, "mask is a numpy.ma.MaskedArray", patches.keep_ids_from_mask, mask)
+
+
+class Watched(torch.Tensor):
+    """A subclass, for which the ops go the way through autograd."""
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, Watched])
+def test_out_has_to_fit(kind):
+    x = torch.tensor(X).as_subclass(kind)
+    ids = torch.tensor(IDS)
+    for op, args, shape in (
+        (patches.gather_patches, (x, ids), (2, 2, 3)),
+        (patches.restore_patches, (x[:, :2], ids, 4), (2, 4, 3)),
+    ):
+        refused(ValueError, "out has shape (1, 2, 4, 3), want", op, *args, out=torch.empty(1, 2, 4, 3))
+        refused(TypeError, "out ", op, *args, out=torch.empty(shape, dtype=torch.float64))
+        good = torch.empty(shape)
+        assert op(*args, out=good) is good

@@ -386,3 +386,24 @@ def test_a_wrong_mask_is_refused_under_compile_too():
         torch.compile(lambda m: patches.keep_ids_from_mask(m, keep=2), fullgraph=True)(mask)
     with pytest.raises(Exception, match="want the number of kept tokens"):
         torch.compile(lambda m: patches.keep_ids_from_mask(m), fullgraph=True)(mask)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("by", ["keep_ids", "restore_ids"])
+def test_the_mask_token_of_mae_is_taken_as_it_is(library, by):
+    generator = torch.Generator().manual_seed(3)
+    y, token = (torch.randn(*shape, generator=generator) for shape in ((3, 2, 4), (1, 1, 4)))
+    keep_ids, restore_ids = patches.random_keep_ids(3, 5, 2, seed=0, like=y)
+    if library == "numpy":
+        y, token, keep_ids, restore_ids = (t.numpy() for t in (y, token, keep_ids, restore_ids))
+    ids = {"keep_ids": keep_ids, "tokens": 5} if by == "keep_ids" else {"restore_ids": restore_ids}
+    wanted = patches.restore_patches(y, mask_token=token[0, 0], **ids)
+    given = patches.restore_patches(y, mask_token=token, **ids)
+    assert (given == wanted).all()
+    if library == "torch":
+        token.requires_grad_()
+        patches.restore_patches(y, mask_token=token, **ids).sum().backward()
+        assert torch.equal(token.grad, torch.full((1, 1, 4), 9.0))  # 3 samples with 3 dropped tokens
+    two = torch.ones(1, 2, 4)
+    with pytest.raises(ValueError, match="mask_token has shape"):
+        patches.restore_patches(y, mask_token=two.numpy() if library == "numpy" else two, **ids)

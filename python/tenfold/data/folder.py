@@ -16,13 +16,17 @@ from tenfold.errors import UserError
 
 CAPTIONS = "captions.jsonl"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+OTHER_PICTURES = {
+    ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".svg", ".ico", ".tga",
+    ".ppm", ".pgm",
+}  # fmt: skip
 
 
 def image_folder(
     path: Path,
     size: int,
     heldout_share: float = splits.HELDOUT_SHARE,
-    licence: str = "not stated",
+    licence: str = "",
     attribution: str = "",
 ) -> CaptionedImages:
     """Every picture under ``path`` with its caption, centre-cropped to a square and resized to ``size``.
@@ -31,7 +35,9 @@ def image_folder(
     or, without that file, in a .txt of the same name beside each picture. Subfolders count, names that begin
     with a dot do not. Pictures are in the order of their names; transparent ones are laid over white, an
     orientation noted by a camera is applied, smaller ones are enlarged (Lanczos in both directions).
-    Nothing is left out silently: what cannot be used is an error.
+    Nothing is left out silently: what cannot be used is an error, a picture of another kind or a link that
+    leads nowhere too. Other files may lie beside them. The first line of a file LICENSE (or LICENCE) is the
+    licence of the pictures, and a file ATTRIBUTION says who made them, unless the arguments do.
 
     Errors: UserError naming the file (and line) for a missing or empty folder, an unreadable picture, a
     picture without a caption, a caption without a picture, a damaged line, a picture named twice.
@@ -56,8 +62,8 @@ def image_folder(
         groups=groups,
         train=train,
         heldout=heldout,
-        licence=licence,
-        attribution=attribution,
+        licence=licence or _first_line(folder, "LICENSE", "LICENCE") or "not stated",
+        attribution=attribution or _first_line(folder, "ATTRIBUTION"),
         source=str(folder),
     )
 
@@ -65,10 +71,29 @@ def image_folder(
 def _visible_files(folder: Path) -> Iterator[PurePosixPath]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        if path.is_symlink() and not path.is_file():
+            kind = "to a folder, which is not followed" if path.is_dir() else "that leads to no file"
+            raise UserError(f"{path}: a link {kind}; put the files there themselves, or remove it")
+        if path.is_file():
             if not is_unicode(str(inside)):
                 raise UserError(f"{folder}: the name {str(inside)!r} is not UTF-8; rename the file")
+            if path.suffix.lower() in OTHER_PICTURES:
+                raise UserError(
+                    f"{path}: a picture of a kind that is not read; convert it to one of "
+                    f"{' '.join(sorted(PICTURES))}, or move it away"
+                )
             yield PurePosixPath(inside.as_posix())
+
+
+def _first_line(folder: Path, *names: str) -> str:
+    """The first line with text of the first of these files that is there; nothing without one."""
+    for name in names:
+        if (folder / name).is_file():
+            lines = (folder / name).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            return next((line.strip() for line in lines if line.strip()), "")
+    return ""
 
 
 def is_unicode(text: str) -> bool:
@@ -79,6 +104,7 @@ def is_unicode(text: str) -> bool:
 def _sidecar_captions(folder: Path) -> dict[str, str]:
     """Picture's name -> caption, from the .txt beside each."""
     files = list(_visible_files(folder))
+    present = set(files)
     pictures = [file for file in files if file.suffix.lower() in PICTURES]
     if not pictures:
         kinds = " ".join(sorted(PICTURES))
@@ -92,7 +118,7 @@ def _sidecar_captions(folder: Path) -> dict[str, str]:
                 f"{folder / picture}: shares {text} with {owner[text]}; give one of them another name"
             )
         owner[text] = picture
-        if text not in files:
+        if text not in present:
             raise UserError(
                 f"{folder / picture}: no caption; write one into {folder / text}, "
                 f"or list every picture in {folder / CAPTIONS}"
@@ -139,8 +165,8 @@ def _listed_captions(path: Path) -> dict[str, str]:
         raise UserError(
             f'{path}: no captions in it; wanted lines like {{"file": "a.png", "caption": "a red apple"}}'
         )
-    files = list(_visible_files(folder))
-    pictures = [file for file in files if file.suffix.lower() in PICTURES]
+    files = set(_visible_files(folder))
+    pictures = sorted(file for file in files if file.suffix.lower() in PICTURES)
     twofold = [file.with_suffix(".txt") for file in pictures if file.with_suffix(".txt") in files]
     if twofold:
         raise UserError(

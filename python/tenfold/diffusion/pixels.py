@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +27,8 @@ class PixelScaling:
     def fit(images: NDArray[np.uint8]) -> PixelScaling:
         """Measure images (N, H, W, 3)."""
         mean = images.mean(axis=(0, 1, 2), dtype=np.float64) / 127.5 - 1.0
-        deviation = images / 127.5 - 1.0 - mean
-        std = float(np.sqrt(np.mean(deviation**2)))
+        squares = sum(float(np.square(image / 127.5 - 1.0 - mean).sum()) for image in images)
+        std = math.sqrt(squares / images.size)
         # A set of one colour has no deviation; any positive number then leaves it as it is.
         return PixelScaling((float(mean[0]), float(mean[1]), float(mean[2])), std or 1.0)
 

@@ -8,6 +8,7 @@ by its prefix.
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +44,16 @@ def remove_leftovers(folder: Path) -> list[Path]:
     for leftover in leftovers:
         _remove(leftover)
     return leftovers
+
+
+def refuse_unwritable(folder: Path, option: str) -> None:
+    """Raise `UserError` that names `option` if nothing can be made in `folder`, by making something."""
+    try:
+        Path(tempfile.mkdtemp(prefix=LEFTOVER_PREFIX, dir=folder)).rmdir()
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {folder}: {error.strerror}; check its permissions, or give another {option}"
+        ) from error
 
 
 @contextmanager

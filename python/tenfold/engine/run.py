@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenfold.engine.atomic import LEFTOVER_PREFIX, atomic_write, remove_leftovers, write_error
+from tenfold.engine.atomic import (
+    LEFTOVER_PREFIX,
+    atomic_write,
+    refuse_unwritable,
+    remove_leftovers,
+    write_error,
+)
 from tenfold.errors import UserError
 
 CONFIG = "config.json"
@@ -104,7 +110,7 @@ class RunDirectory:
                 raise UserError(
                     f"{self.path} is in use by another process; wait for it, or stop it first"
                 ) from None
-            for folder in (self.path, self.checkpoints, self.figures):
+            for folder in (self.path, self.checkpoints, self.figures, self.samples):
                 remove_leftovers(folder)
             yield
         finally:
@@ -140,8 +146,7 @@ def refuse_used(path: Path) -> None:
     above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not above.is_dir():
         raise UserError(f"{above} is a file, not a folder; give another --out")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write in {above}; check its permissions, or give another --out")
+    refuse_unwritable(above, "--out")
     if above == path:
         _refuse_filled(path)
 

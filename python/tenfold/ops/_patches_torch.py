@@ -22,7 +22,7 @@ from torch.compiler import is_dynamo_compiling
 
 from tenfold import _core
 from tenfold.ops import patches as _patches
-from tenfold.ops._torch import LIBRARY, apply, define, fold, refuse_out_with_gradient
+from tenfold.ops._torch import LIBRARY, apply, define, fold, put, refuse_out_with_gradient
 from tenfold.ops.patches import _check_counts, _check_mask
 
 vars(_patches)["_tracing"] = is_dynamo_compiling
@@ -250,18 +250,16 @@ class DroppedSum(Function):
 def gather_patches(x: Tensor, keep_ids: Tensor, out: Tensor | None) -> Tensor:
     """See tenfold.ops.patches.gather_patches."""
     refuse_out_with_gradient(out, x)
-    result: Tensor = apply(Gather, x, keep_ids)
-    return result if out is None else out.copy_(result)
+    return put(apply(Gather, x, keep_ids), out)
 
 
 def restore_patches(
     y: Tensor, keep_ids: Tensor, tokens: int, mask_token: Tensor | None, out: Tensor | None
 ) -> Tensor:
     """See tenfold.ops.patches.restore_patches."""
-    mask_token = _autocast_row(mask_token, y)
+    mask_token = _as_row(mask_token, y)
     refuse_out_with_gradient(out, y, mask_token)
-    result: Tensor = apply(Restore, y, keep_ids, tokens, mask_token)
-    return result if out is None else out.copy_(result)
+    return put(apply(Restore, y, keep_ids, tokens, mask_token), out)
 
 
 def restore_patches_from_ranks(
@@ -272,11 +270,15 @@ def restore_patches_from_ranks(
     return restore_patches(y, keep_ids, restore_ids.shape[1], mask_token, out)
 
 
-def _autocast_row(mask_token: Tensor | None, y: Tensor) -> Tensor | None:
-    """Under autocast a mask token follows y's type, as torch.cat's operands would share one."""
-    if mask_token is None or mask_token.dtype == y.dtype or not torch.is_autocast_enabled(y.device.type):
-        return mask_token
-    return mask_token.to(y.dtype)
+def _as_row(mask_token: Tensor | None, y: Tensor) -> Tensor | None:
+    """A mask token (1, 1, ...) as one row; under autocast in y's type, as torch.cat's operands would be."""
+    if mask_token is None:
+        return None
+    if mask_token.dim() == y.dim() and mask_token.shape[:2] == (1, 1):
+        mask_token = mask_token[0, 0]
+    if mask_token.dtype != y.dtype and torch.is_autocast_enabled(y.device.type):
+        mask_token = mask_token.to(y.dtype)
+    return mask_token
 
 
 def random_keep_ids(
@@ -284,7 +286,8 @@ def random_keep_ids(
 ) -> tuple[Tensor, Tensor]:
     """See tenfold.ops.patches.random_keep_ids."""
     if is_dynamo_compiling():
-        return _random_op(batch, tokens, keep, seed, offset, ordered, device)  # type: ignore[no-any-return]
+        signed = seed - 2**64 if seed >= 2**63 else seed  # operators take signed numbers
+        return _random_op(batch, tokens, keep, signed, offset, ordered, device)  # type: ignore[no-any-return]
     return _random_kernel(batch, tokens, keep, seed, offset, ordered, device)
 
 

@@ -66,6 +66,20 @@ def refuse_out_with_gradient(out: torch.Tensor | None, *inputs: torch.Tensor | N
         )
 
 
+def put(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    """Return `result`, in `out` where that is given; `out` has to fit exactly, as it does for the kernels."""
+    if out is None:
+        return result
+    if out.dtype != result.dtype or out.device != result.device:
+        raise TypeError(
+            f"out is {out.dtype} on {out.device}, want {result.dtype} on {result.device} as the input"
+        )
+    if out.shape != result.shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}, want {tuple(result.shape)}")
+    out.copy_(result)  # which returns a subclass where `result` is one
+    return out
+
+
 def fold(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:
     """Merge a vmapped dimension (None: not vmapped) into the batch: (V, B, ...) -> (V * B, ...)."""
     moved = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

@@ -4,9 +4,9 @@
     kept = gather_patches(x, keep_ids)                                  # (B, K, D)
     full = restore_patches(network(kept), keep_ids, tokens, mask_token)  # (B, N, D)
 
-numpy arrays and torch tensors in CPU memory, any element type of whole bytes and any strides; torch tensors
-have gradients of any order and work under torch.compile, vmap and autocast. `restore_ids >= keep` is the mask
-of dropped tokens (1 = dropped, the mask of MAE).
+numpy arrays and torch tensors in CPU memory, of numbers or bool (whole bytes, native byte order) and any
+strides; torch tensors have gradients of any order and work under torch.compile, vmap and autocast.
+`restore_ids >= keep` is the mask of dropped tokens (1 = dropped, the mask of MAE).
 
 A build with CUDA takes torch tensors and cupy arrays on a GPU too, all arguments on one device. The kernels
 run on the caller's current stream and nothing waits for them, so a call can be captured in a CUDA graph
@@ -53,7 +53,7 @@ def gather_patches(x: Array, keep_ids: Array, out: Array | None = None) -> Array
     Equivalent to ``torch.gather(x, 1, keep_ids[..., None].expand(-1, -1, D))`` for x of three dimensions.
 
     Args:
-        x: (B, N, ...), any type and strides. Rows that are contiguous in memory are fastest.
+        x: (B, N, ...), numbers or bool, any strides. Rows that are contiguous in memory are fastest.
         keep_ids: (B, K) int32 or int64, different ids within a sample, 0 <= id < N, any order.
         out: (B, K, ...) of x's type with contiguous rows, written and returned; new memory where None.
             Reusing `out` saves the page faults of large outputs. Not where a gradient is recorded.
@@ -63,7 +63,8 @@ def gather_patches(x: Array, keep_ids: Array, out: Array | None = None) -> Array
 
     Raises:
         ValueError: an id is negative, too large or doubled (names sample and position); shapes do not fit;
-            `out` overlaps an argument, tears its rows apart, or is given where a gradient is recorded.
+            `out` has another shape, overlaps an argument, tears its rows apart, or is given where a
+            gradient is recorded.
         TypeError: arrays of different libraries or devices, of memory that this build cannot use, or of a
             wrong type.
 
@@ -92,11 +93,11 @@ def restore_patches(
     ``out[b, n] = y[b, restore_ids[b, n]]`` where ``restore_ids[b, n] < K``, else `mask_token`.
 
     Args:
-        y: (B, K, ...), any type and strides.
+        y: (B, K, ...), numbers or bool, any strides.
         keep_ids: (B, K) int32 or int64, different ids within a sample, 0 <= id < tokens.
         tokens: N, the number of tokens per sample of the result.
-        mask_token: (...), the shape of one row and y's type; zeros where None. Under torch.autocast it is
-            cast to y's type.
+        mask_token: (...), the shape of one row, or (1, 1, ...); y's type; zeros where None. Under
+            torch.autocast it is cast to y's type.
         out: (B, N, ...) of y's type with contiguous rows, written and returned; new memory where None.
         restore_ids: (B, N) int32 or int64, a permutation of 0..N-1 per sample.
 
@@ -129,8 +130,9 @@ def restore_patches(
 def _check_restore_ids(restore_ids: Array, keep_ids: Array | None, tokens: int | None) -> None:
     if keep_ids is not None:
         raise ValueError("both keep_ids and restore_ids are given, want one of them")
-    if tokens is not None and tokens != restore_ids.shape[1]:
-        raise ValueError(f"tokens is {tokens} and restore_ids has {restore_ids.shape[1]} per sample")
+    shape: tuple[int, ...] = getattr(restore_ids, "shape", ())
+    if tokens is not None and len(shape) == 2 and tokens != shape[1]:
+        raise ValueError(f"tokens is {tokens} and restore_ids has {shape[1]} per sample")
 
 
 def random_keep_ids(
@@ -170,16 +172,11 @@ def random_keep_ids(
     O(B N). Philox4x32-10 (Salmon et al., SC 2011) and the first K steps of a Fisher-Yates shuffle; ids are
     uniform up to a bias below N / 2**32.
     """
-    batch, tokens, keep, seed, offset = map(operator.index, (batch, tokens, keep, seed, offset))
-    for name, value, limit in (
-        ("batch", batch, 2**63),
-        ("tokens", tokens, 2**31),
-        ("keep", keep, tokens + 1),
-        ("seed", seed, 2**64),
-        ("offset", offset, 2**63),
-    ):
-        if not 0 <= value < limit:
-            raise ValueError(f"{name} is {value}, want 0 <= {name} < {limit}")
+    batch, tokens = _whole("batch", batch, 2**63), _whole("tokens", tokens, 2**31)
+    keep = _whole("keep", keep, tokens + 1)
+    seed, offset = _whole("seed", seed, 2**64), _whole("offset", offset, 2**63)
+    if not isinstance(ordered, bool | np.bool_):
+        raise TypeError(f"ordered is {ordered!r}, want True or False")
     if out is None and like is not None and is_torch(like):
         ids: tuple[Array, Array] = _torch_half().random_keep_ids(
             batch, tokens, keep, seed, offset, ordered, like.device
@@ -188,6 +185,8 @@ def random_keep_ids(
     if out is None:
         library = module_of(like)
         out = library.empty((batch, keep), np.int64), library.empty((batch, tokens), np.int64)
+    if not isinstance(out, tuple | list) or len(out) != 2:
+        raise TypeError(f"out is a {type(out).__name__}, want a pair: keep_ids and restore_ids")
     keep_ids, restore_ids = out
     for name, array, shape in (
         ("keep_ids", keep_ids, (batch, keep)),
@@ -201,13 +200,24 @@ def random_keep_ids(
     return keep_ids, restore_ids
 
 
+def _whole(name: str, value: Any, limit: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, want a whole number") from None
+    if not 0 <= number < limit:
+        raise ValueError(f"{name} is {number}, want 0 <= {name} < {limit}")
+    return number
+
+
 def keep_ids_from_mask(mask: Array, keep: int | None = None) -> Array:
     """Ids of the kept tokens, ascending, from a mask that is true for tokens to KEEP.
 
     Masks that are true for dropped tokens (MAE, MicroDiT) go in inverted: ``keep_ids_from_mask(~mask)``.
 
     Args:
-        mask: (B, N) bool. Every sample keeps the same number of tokens.
+        mask: (B, N) bool. Every sample keeps the same number of tokens. Not under torch.vmap: its values
+            are read.
         keep: that number; found from the mask where None. Under torch.compile it must be given.
 
     Returns:
@@ -219,6 +229,8 @@ def keep_ids_from_mask(mask: Array, keep: int | None = None) -> Array:
     """
     if is_torch(mask):
         return _torch_half().keep_ids_from_mask(mask, keep)
+    if isinstance(mask, np.ma.MaskedArray):
+        raise TypeError("mask is a numpy.ma.MaskedArray, want its .data or .filled()")
     library = module_of(mask)
     mask = library.asarray(mask)
     _check_mask(mask.dtype == np.bool_, mask.dtype, tuple(mask.shape))

@@ -9,6 +9,8 @@ from tenfold.diffusion.edm import EDMConfig
 from tenfold.diffusion.precision import Precision, uses_bf16
 from tenfold.diffusion.text import WIDTH as TEXT_WIDTH
 
+LARGEST_BATCH = 2**16
+
 
 @dataclass(frozen=True)
 class MicroDiTConfig:
@@ -59,6 +61,8 @@ class MicroDiTConfig:
         for name in ("batch", "lr", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: wanted a positive number, got {getattr(self, name)}")
+        if self.batch > LARGEST_BATCH:
+            raise ValueError(f"batch: wanted at most {LARGEST_BATCH}, got {self.batch}")
         for name in ("steps", "warmup", "checkpoint_every", "weight_decay", "seed", "guidance"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
@@ -87,13 +91,15 @@ def laptop64() -> MicroDiTConfig:
 
 
 def paper() -> MicroDiTConfig:
-    """The published XL/2 at its first stage, in pixels of a 32x32 grid: for GPUs, not run by us.
+    """The published XL/2 at its first stage, on pixels instead of latents: for GPUs, not run by us.
 
-    The paper trains on latents of a pre-trained autoencoder (4 channels at 1/8 of 256 pixels); this
-    preset keeps its transformer, masking, optimiser and noise.
+    The paper trains on latents of a pre-trained autoencoder, 32x32 with 4 channels for 256 pixels; this
+    preset takes pictures of 32x32 pixels in their place, so that it has the paper's 256 patches, and keeps
+    its transformer, masking, optimiser and noise. The learning rate ends at zero, where the paper's first
+    stage ends at a third.
     """
     model = DiTConfig(
-        image_size=64, patch_size=2, width=1024, depth=28, mixer_width=768, mixer_depth=6, multiple=256
+        image_size=32, patch_size=2, width=1024, depth=28, mixer_width=768, mixer_depth=6, multiple=256
     )
     return MicroDiTConfig(
         model=model,

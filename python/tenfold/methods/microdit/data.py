@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,11 @@ def prepare(config: MicroDiTConfig) -> Prepared:
     images = openmoji(size) if config.data == OPENMOJI else image_folder(Path(config.data), size)
     encoder = TextEncoder.load()
     return Prepared(images, encoder.encode(images.captions), encoder, Manifest.of(images))
+
+
+def anchored(config: MicroDiTConfig) -> MicroDiTConfig:
+    """Return the config with its folder of pictures as an absolute path: a run is opened from anywhere."""
+    return config if config.data == OPENMOJI else replace(config, data=str(Path(config.data).absolute()))
 
 
 def patches_of(config: MicroDiTConfig, prepared: Prepared, pixels: PixelScaling) -> Tensor:

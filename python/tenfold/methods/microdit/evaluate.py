@@ -25,9 +25,9 @@ from tenfold.engine.options import parse
 from tenfold.engine.run import RunDirectory
 from tenfold.engine.schedule import generator
 from tenfold.methods.microdit.config import MicroDiTConfig
-from tenfold.methods.microdit.data import OPENMOJI, Prepared, prepare, rows_of, trim
+from tenfold.methods.microdit.data import OPENMOJI, Prepared, rows_of, trim
 from tenfold.methods.microdit.report import write_report
-from tenfold.methods.microdit.run import read_config
+from tenfold.methods.microdit.run import read_config, reopen
 from tenfold.methods.microdit.sample import slug
 
 SEEN_CAPTIONS = 100
@@ -52,15 +52,15 @@ class EvaluateOptions:
 
     run: Path
     """The run directory."""
+    data: str | None = None
+    """Where its folder of pictures is now, if that was moved."""
 
 
 def main(argv: list[str]) -> int:
     """Run `tenfold evaluate microdit`."""
     options = parse(EvaluateOptions, argv, "tenfold evaluate microdit")
     run = RunDirectory.open(options.run)
-    config, facts = read_config(run)
-    prepared = prepare(config)
-    facts.manifest.verify(prepared.images)
+    _, _, prepared = reopen(run, options.data)
     evaluate(run, prepared)
     print(run.path / "report.md")
     return 0
@@ -189,4 +189,4 @@ def _write_samples(
     for caption, picture, rows_near in zip(captions, pictures, near, strict=True):
         cells += [picture, *data.images[rows_near]]
         labels += [f"sample: {caption}", *(data.captions[row] for row in rows_near)]
-    image_grid(np.stack(cells), labels, run.figures / "nearest.png", columns=NEIGHBOURS + 1)
+    image_grid(np.stack(cells), labels, run.figures / "nearest.png", columns=near.shape[1] + 1)

@@ -24,7 +24,7 @@ from tenfold.engine.run import RunDirectory
 from tenfold.errors import UserError
 from tenfold.methods.microdit.config import MicroDiTConfig, laptop, laptop64
 from tenfold.methods.microdit.run import read_config
-from tenfold.methods.microdit.tables import write_tables
+from tenfold.methods.microdit.tables import table_text, write_tables
 
 CORES = 2
 MINUTE = 60.0
@@ -97,8 +97,11 @@ def main(argv: list[str]) -> int:
     wanted = [cell for cell in cells if not options.only or cell.arm in options.only]
     for batch in _batches([cell for cell in wanted if not _result(options, cell).exists()]):
         _run_together(batch, options)
-    if not options.laptop:
-        write_tables(options.results, options.table, {cell.name: cell.arm for cell in cells})
+    planned = {cell.name: cell.arm for cell in cells}
+    if options.laptop:  # no part of the plan's document
+        print(table_text(options.results, planned))
+    else:
+        write_tables(options.results, options.table, planned)
         print(options.table)
     return 0
 
@@ -189,7 +192,8 @@ def _run_cell(cell: Cell, options: ReproduceOptions) -> int:
     if (path / "config.json").exists():
         code = train.resume(path, tensorboard=False)
     else:
-        code = train.start(train.TrainOptions(config=cell.config, budget=cell.seconds, out=path))
+        budget = None if cell.config.steps else cell.seconds
+        code = train.start(train.TrainOptions(config=cell.config, budget=budget, out=path))
     if code:
         return code
     run = RunDirectory.open(path)

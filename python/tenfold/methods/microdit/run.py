@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from tenfold.data.manifest import Manifest
 from tenfold.diffusion.pixels import PixelScaling
@@ -10,6 +10,7 @@ from tenfold.engine.config import from_dict
 from tenfold.engine.run import RunDirectory
 from tenfold.errors import UserError
 from tenfold.methods.microdit.config import MicroDiTConfig
+from tenfold.methods.microdit.data import Prepared, anchored, prepare
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,16 @@ def read_config(run: RunDirectory) -> tuple[MicroDiTConfig, Facts]:
     facts = {key: value for key, value in run.config_dict.items() if key in own}
     config = {key: value for key, value in run.config_dict.items() if key not in own}
     return from_dict(MicroDiTConfig, config, source), from_dict(Facts, facts, source)
+
+
+def reopen(run: RunDirectory, data: str | None = None) -> tuple[MicroDiTConfig, Facts, Prepared]:
+    """Read a run's config and its data, which must be what they were when it began.
+
+    `data` is where its folder of pictures lies now, if that was moved.
+    """
+    config, facts = read_config(run)
+    if data is not None:
+        config = anchored(replace(config, data=data))
+    prepared = prepare(config)
+    facts.manifest.verify(prepared.images)
+    return config, facts, prepared

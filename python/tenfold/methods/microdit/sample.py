@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     sampler = SamplerConfig(options.steps, _guidance(options, run))
     pictures = load_generator(options.run).sample(options.captions, options.seed, sampler)
     for number, (caption, picture) in enumerate(zip(options.captions, pictures, strict=True)):
-        path = _target(options, number, caption)
+        path = _target(options, sampler.guidance, number, caption)
         enlarged = picture.repeat(options.scale, axis=0).repeat(options.scale, axis=1)
         with atomic_write(path, "wb") as sink:
             sink.write(to_png(enlarged))
@@ -79,11 +79,12 @@ def _guidance(options: SampleOptions, run: RunDirectory) -> float:
 
 
 def slug(caption: str) -> str:
-    """A caption as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60] or "picture"
+    """A caption as part of a file name: its letters and digits, of any script, in at most 120 bytes."""
+    words = re.sub(r"[\W_]+", "-", caption.lower()).strip("-")
+    return words.encode()[:120].decode(errors="ignore").strip("-") or "picture"
 
 
-def _target(options: SampleOptions, number: int, caption: str) -> Path:
+def _target(options: SampleOptions, guidance: float, number: int, caption: str) -> Path:
     out = options.out
     if out is not None and out.suffix.lower() == ".png":
         if len(options.captions) > 1:
@@ -93,7 +94,8 @@ def _target(options: SampleOptions, number: int, caption: str) -> Path:
         folder, path = out.parent, out
     else:
         folder = out or options.run / "samples"
-        path = folder / f"{number:02d}-{slug(caption)}-seed{options.seed}.png"
+        drawn = f"seed{options.seed}-steps{options.steps}-guidance{guidance:g}"
+        path = folder / f"{number:02d}-{slug(caption)}-{drawn}.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

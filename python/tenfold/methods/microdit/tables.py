@@ -40,17 +40,10 @@ def write_tables(results: Path, target: Path, planned: Mapping[str, str]) -> Non
     `planned` maps the name of each planned cell, which is its file's, to its arm. Files of other plans are
     left out; what stands above the mark in `target` stays.
     """
-    arms: dict[str, list[Result]] = {}
-    for name, arm in planned.items():
-        path = results / f"{name}.json"
-        if path.exists():
-            arms.setdefault(arm, []).append(_read(path))
+    arms = _arms(results, planned)
     missing = [name.rpartition("-")[0] for name in planned if not (results / f"{name}.json").exists()]
     everything = [result for found in arms.values() for result in found]
-    lines = [_above(target), MARK, "", _INTRODUCTION, "", _line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
-    lines += [_row(arm, found) for arm, found in arms.items()]
-    for size in sorted({result["config"]["model"]["image_size"] for result in everything}):
-        lines += _controls([r for r in everything if r["config"]["model"]["image_size"] == size], size)
+    lines = [_above(target), MARK, "", _INTRODUCTION, "", *_table(arms)]
     lines += ["", f"Machines: {'; '.join(_machines(arms))}."]
     if missing:
         lines += ["", "Planned and not run yet: " + ", ".join(missing) + "."]
@@ -61,6 +54,30 @@ def write_tables(results: Path, target: Path, planned: Mapping[str, str]) -> Non
     curves(named, target.parent / FIGURE, "step", "training loss")
     with atomic_write(target) as sink:
         sink.write("\n".join(lines) + "\n")
+
+
+def table_text(results: Path, planned: Mapping[str, str]) -> str:
+    """Return the table alone, of the planned cells that have run."""
+    return "\n".join(_table(_arms(results, planned)))
+
+
+def _arms(results: Path, planned: Mapping[str, str]) -> dict[str, list[Result]]:
+    arms: dict[str, list[Result]] = {}
+    for name, arm in planned.items():
+        path = results / f"{name}.json"
+        if path.exists():
+            arms.setdefault(arm, []).append(_read(path))
+    return arms
+
+
+def _table(arms: Mapping[str, list[Result]]) -> list[str]:
+    """One line for each arm, then the controls of each size of pictures."""
+    everything = [result for found in arms.values() for result in found]
+    lines = [_line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
+    lines += [_row(arm, found) for arm, found in arms.items()]
+    for size in sorted({result["config"]["model"]["image_size"] for result in everything}):
+        lines += _controls([r for r in everything if r["config"]["model"]["image_size"] == size], size)
+    return lines
 
 
 def _read(path: Path) -> Result:

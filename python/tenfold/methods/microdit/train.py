@@ -26,13 +26,14 @@ from tenfold.engine.progress import progress
 from tenfold.engine.run import RunDirectory, default_path, refuse_used
 from tenfold.errors import UserError
 from tenfold.methods.microdit.config import PRESETS, MicroDiTConfig, laptop
-from tenfold.methods.microdit.data import OPENMOJI, Prepared, patches_of, prepare, tensor
+from tenfold.methods.microdit.data import Prepared, anchored, patches_of, prepare, tensor
 from tenfold.methods.microdit.evaluate import evaluate, heldout_loss
-from tenfold.methods.microdit.run import Facts, read_config
+from tenfold.methods.microdit.run import Facts, reopen
 from tenfold.methods.microdit.step import TrainingState, TrainingStep
 
 CHECKPOINTS = 12
 LOG_EVERY = 10
+BUDGET = 600.0  # seconds
 BYTES_PER_PARAMETER = 20  # float32 weights, gradients, two moments of AdamW, and the average
 INTERRUPTED = 130
 
@@ -42,12 +43,14 @@ class TrainOptions:
     """Train a text-to-image diffusion transformer from scratch on captioned pictures."""
 
     config: MicroDiTConfig = field(default_factory=laptop)
-    budget: Annotated[float, parse_duration] = 600.0
-    """Training time on this machine, like 90s, 10m or 1h; fixed as a number of steps before the first one."""
+    budget: Annotated[float, parse_duration] | None = None
+    """Training time on this machine, like 90s, 10m or 1h (default: 10m); fixed as a number of steps before
+    the first one."""
     out: Path | None = None
     """The run directory to make (default: runs/microdit-DATE-TIME)."""
     resume: Path | None = None
-    """Go on with this run directory exactly where its last checkpoint stands."""
+    """Go on with this run directory exactly where its last checkpoint stands; --data says where its folder
+    of pictures is now, if that was moved."""
     tensorboard: bool = False
     """Write TensorBoard event files too."""
 
@@ -59,14 +62,22 @@ def main(argv: list[str]) -> int:
     if options.resume is None:
         return start(options)
     # Whatever else is given would be ignored, the budget too: the number of steps is fixed.
-    if replace(options, resume=None, tensorboard=False) == next(iter(presets.values())):
-        return resume(options.resume, options.tensorboard)
+    plain = next(iter(presets.values()))
+    config = replace(options.config, data=plain.config.data)
+    if replace(options, config=config, resume=None, tensorboard=False) == plain:
+        moved = options.config.data if options.config.data != plain.config.data else None
+        return resume(options.resume, options.tensorboard, moved)
     raise UserError("--resume takes the run's own configuration; leave the other options out")
 
 
 def start(options: TrainOptions) -> int:
     """Begin a run: fix the number of steps and the data, then train."""
-    config, path = _anchored(options.config), options.out or default_path("microdit")
+    config, path = anchored(options.config), options.out or default_path("microdit")
+    if options.budget is not None and config.steps:
+        raise UserError(
+            f"--budget: the number of steps is {config.steps}, which fixes the length; give --steps 0 or no "
+            "--budget"
+        )
     refuse_used(path)
     if options.tensorboard:
         require_tensorboard()
@@ -74,18 +85,16 @@ def start(options: TrainOptions) -> int:
     _say(f"{len(prepared.images.train)} pictures to train on, {len(prepared.images.heldout)} held out")
     _say(f"licence of the pictures: {prepared.images.licence}. {prepared.images.attribution}".strip())
     pixels = PixelScaling.fit(prepared.images.images[prepared.images.train])
-    config, facts = _measure(config, options.budget, prepared, pixels)
+    config, facts = _measure(config, options.budget or BUDGET, prepared, pixels)
     run = RunDirectory.create(path, to_dict(config) | to_dict(facts))
     _say(f"run directory: {run.path}")
     return _train(run, config, facts, prepared, TrainingState.fresh(config), options.tensorboard)
 
 
-def resume(path: Path, tensorboard: bool) -> int:
-    """Go on with a run from its newest checkpoint; the data must be what it was."""
+def resume(path: Path, tensorboard: bool, data: str | None = None) -> int:
+    """Go on with a run from its newest checkpoint; the data must be what it was, wherever it is now."""
     run = RunDirectory.open(path)
-    config, facts = read_config(run)
-    prepared = prepare(config)
-    facts.manifest.verify(prepared.images)
+    config, facts, prepared = reopen(run, data)
     if torch.get_num_threads() != facts.threads:
         _say(f"set to the run's {facts.threads} threads, so that the result is the same to the bit")
         torch.set_num_threads(facts.threads)
@@ -142,11 +151,6 @@ def _train(
         return INTERRUPTED
     _say(f"done: {run.path / 'report.md'}")
     return 0
-
-
-def _anchored(config: MicroDiTConfig) -> MicroDiTConfig:
-    """The config with the folder of pictures as an absolute path: a run is gone on with from anywhere."""
-    return config if config.data == OPENMOJI else replace(config, data=str(Path(config.data).absolute()))
 
 
 def _diverged(run: RunDirectory, config: MicroDiTConfig, step: int) -> str:
