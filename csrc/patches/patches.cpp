@@ -332,7 +332,7 @@ void dropped_sum(const TensorView& x, const TensorView& keep_ids, const TensorVi
     if (on_gpu(x)) return cuda::dropped_sum(out.data, scratch, x.dtype, rows, ids, sizes, queue_of(x));
   }
   bool good = true;
-  std::memset(scratch, 0, static_cast<size_t>(dropped_sum_scratch(x)));
+  if (scratch != nullptr) std::memset(scratch, 0, static_cast<size_t>(dropped_sum_scratch(x)));
   if (x.dtype == kFloat64) {
     good = kernels().dropped_sum_f64(reinterpret_cast<double*>(out.data), reinterpret_cast<double*>(scratch),
                                      rows, ids, sizes);
