@@ -7,6 +7,7 @@ Graphs are timed with events, and take turns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ from tenfold.ops.reference import patches as reference
 SHAPES = [(64, 256, 1024), (16, 1024, 1152), (256, 64, 384)]
 KEPT = 4
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-ROTATED_BYTES = 256 << 20  # five times the second-level cache of an H100
+ROTATED_CACHES = 4  # the sets of arrays are together this many times as large as the second-level cache
+LEAST_SETS = 16  # nodes of a graph: enough that starting it does not count
 ROUNDS = 30
 
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
@@ -82,11 +84,21 @@ def race(calls: dict[str, Call], problems: list[Problem]) -> dict[str, float]:
 
 
 def compare(
-    benchmark: Any, op: str, shape: Any, dtype: str, calls: dict[str, Call], check: Callable[[Problem], float]
+    benchmark: Any,
+    op: str,
+    shape: Any,
+    dtype: str,
+    calls: dict[str, Call],
+    check: Callable[[Problem], float],
+    touched: float,
 ) -> None:
-    """Record one row: the fastest time of each alternative and tenfold's error."""
-    size = 2 * 4 * shape[0] * shape[1] * shape[2]
-    problems = [Problem(shape, dtype, seed) for seed in range(max(2, ROTATED_BYTES // size))]
+    """Record one row: the fastest time of each alternative and tenfold's error.
+
+    `touched` is the number of elements that the op reads and writes, as a multiple of all of x.
+    """
+    size = int(touched * math.prod(shape)) * TYPES[dtype].itemsize
+    wanted = ROTATED_CACHES * torch.cuda.get_device_properties(0).L2_cache_size
+    problems = [Problem(shape, dtype, seed) for seed in range(max(LEAST_SETS, wanted // max(size, 1)))]
     row = {"op": op, "shape": "x".join(map(str, shape)), "dtype": dtype, "regime": "reused", "targets": {}}
     best = race(calls, problems)
     benchmark.extra_info.update(row | {"threads": 1, "error": check(problems[0]), "seconds": best})
@@ -112,7 +124,7 @@ def test_gather(benchmark: Any, shape: Any, dtype: str) -> None:
     def check(p: Problem) -> float:
         return error(patches.gather_patches(p.x, p.ids), p.kept)
 
-    compare(benchmark, "gather", shape, dtype, calls, check)
+    compare(benchmark, "gather", shape, dtype, calls, check, 2 / KEPT)
 
 
 @shapes
@@ -138,7 +150,7 @@ def test_restore(benchmark: Any, shape: Any, dtype: str) -> None:
         want = reference.restore_patches(p.kept, p.ids, p.tokens, p.mask_token)
         return error(patches.restore_patches(p.kept, p.ids, p.tokens, p.mask_token), want)
 
-    compare(benchmark, "restore", shape, dtype, calls, check)
+    compare(benchmark, "restore", shape, dtype, calls, check, 1 + 1 / KEPT)
 
 
 @shapes
@@ -161,7 +173,7 @@ def test_gather_backward(benchmark: Any, shape: Any, dtype: str) -> None:
         want = reference.restore_patches(p.kept, p.ids, p.tokens)
         return error(patches.restore_patches(p.kept, p.ids, p.tokens), want)
 
-    compare(benchmark, "gather backward", shape, dtype, calls, check)
+    compare(benchmark, "gather backward", shape, dtype, calls, check, 1 + 1 / KEPT)
 
 
 @shapes
@@ -180,4 +192,4 @@ def test_ids(benchmark: Any, shape: Any) -> None:
         got, _ = patches.random_keep_ids(p.batch, p.tokens, p.keep, 1, like=p.x)
         return error(got.cpu(), torch.from_numpy(want))
 
-    compare(benchmark, "ids", shape, "fp32", calls, check)
+    compare(benchmark, "ids", shape, "fp32", calls, check, 1.0)

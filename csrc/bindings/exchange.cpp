@@ -133,6 +133,14 @@ void raise_from_allocator(void*, const char* kind, const char* message) {
   PyErr_Format(PyExc_RuntimeError, "%s: %s", kind, message);
 }
 
+py::object empty_by_method(const Array& like, TensorView& view) {
+  py::tuple size(view.rank);
+  for (int i = 0; i < view.rank; ++i) size[i] = py::int_(view.shape[i]);
+  const py::object tensor = like.object().attr("new_empty")(size);
+  view.data = Array("out", tensor).view().data;
+  return tensor;
+}
+
 // A new tensor through the exchange API, which is no slower than a call of torch.empty and tells the address.
 py::object empty_exchanged(const Array& like, TensorView& view) {
   dlpack::Tensor prototype{nullptr,
@@ -148,7 +156,10 @@ py::object empty_exchanged(const Array& like, TensorView& view) {
   dlpack::ManagedVersioned* managed = nullptr;
   void* object = nullptr;
   const dlpack::ExchangeApi* const api = like.type().api;
-  if (api->allocate(&prototype, &managed, nullptr, raise_from_allocator) != 0) throw py::error_already_set();
+  if (api->allocate(&prototype, &managed, nullptr, raise_from_allocator) != 0) {
+    PyErr_Clear();  // torch's own call raises its own error, such as OutOfMemoryError
+    return empty_by_method(like, view);
+  }
   view.data = address_of(managed->tensor);
   if (api->object_from_managed(managed, &object) != 0) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
@@ -260,6 +271,9 @@ void Array::read_capsule(const char* name) {
   auto* managed = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
   if (managed == nullptr) throw py::error_already_set();
   read(name, managed->tensor);
+  if (view_.device.type == DeviceType::cuda) {
+    throw TypeError(std::string(name) + " is on a GPU; this torch does not tell its stream, want torch 2.13");
+  }
 }
 
 // The array's memory is ready for the stream that the caller works on, which is also the one that the kernels
@@ -294,10 +308,7 @@ Fresh empty_like(const Array& like, const int64_t* shape, int rank) {
   } else if (like.type().library == Library::cupy) {
     fresh.object = empty_cupy(like, view);
   } else {
-    py::tuple size(rank);
-    for (int i = 0; i < rank; ++i) size[i] = py::int_(shape[i]);
-    fresh.object = like.object().attr("new_empty")(size);
-    view.data = Array("out", fresh.object).view().data;
+    fresh.object = empty_by_method(like, view);
   }
   return fresh;
 }

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "bindings/exchange.h"
@@ -45,7 +46,17 @@ void bind_build(py::module_& module) {
   module.def("isa", [] { return std::string(isa_name(isa_in_use())); }, "The level in use.");
   module.def("built_with_cuda", [] { return kBuiltWithCuda; }, "Whether this build has CUDA kernels.");
   module.def("cuda_architectures", &cuda_architectures, "What the CUDA kernels are compiled for, or ''.");
-  module.def("cuda_device_count", &cuda_device_count, "CUDA devices that can be used.");
+  module.def("cuda_device_count", &cuda_device_count, "CUDA devices that the driver reports.");
+  module.def(
+      "cuda_devices",
+      [] {
+        std::vector<std::tuple<std::string, int, int>> devices;
+        for (const CudaDevice& device : cuda_devices()) {
+          devices.emplace_back(device.name, device.major, device.minor);
+        }
+        return devices;
+      },
+      "Name and compute capability of each CUDA device.");
   module.def("cuda_reason", &cuda_reason, "Why no CUDA device can be used, or ''.");
   module.def(
       "synchronize",

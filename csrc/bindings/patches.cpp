@@ -25,12 +25,16 @@ template <class Kernel>
 void run(const TensorView& out, Kernel&& kernel) {
   if (out.device.type == DeviceType::cuda) {
     raise_deferred();
-    kernel();
-    return raise_deferred();
+    return kernel();
   }
   if (out.count() * out.dtype.bytes() <= kHoldLockBytes) return kernel();
   py::gil_scoped_release released;
   kernel();
+}
+
+// Last of all: outputs are then marked as written.
+void raise_what_is_found(const TensorView& out) {
+  if (out.device.type == DeviceType::cuda) raise_deferred();
 }
 
 // Writes into `out`, or into a new array like `like`; returns what was written.
@@ -42,12 +46,14 @@ py::object write(const Array& like, const patches::Shape& shape, py::handle out,
       advise_huge_pages(fresh.view.data, fresh.view.count() * fresh.view.dtype.bytes());
     }
     run(fresh.view, [&] { kernel(fresh.view); });
+    raise_what_is_found(fresh.view);
     return fresh.object;
   }
   const Array array("out", out);
   want_same_kind("out", array, "the input", like);
   run(array.view(), [&] { kernel(array.view()); });
   mark_written(array);
+  raise_what_is_found(array.view());
   return py::reinterpret_borrow<py::object>(out);
 }
 
@@ -145,6 +151,7 @@ py::object raw_dropped_sum(py::handle x, py::handle keep_ids) {
 void keep_ids_from_ranks(py::handle restore_ids, py::handle keep_ids) {
   const Array from("restore_ids", restore_ids), to("keep_ids", keep_ids);
   run(to.view(), [&] { patches::keep_ids_from_ranks(from.view(), to.view()); });
+  raise_what_is_found(to.view());
 }
 
 void random_keep_ids(py::handle keep_ids, py::handle restore_ids, uint64_t seed, uint64_t offset,
@@ -157,6 +164,7 @@ void random_keep_ids(py::handle keep_ids, py::handle restore_ids, uint64_t seed,
   });
   mark_written(keep);
   mark_written(restore);
+  raise_what_is_found(restore.view());
 }
 
 }  // namespace

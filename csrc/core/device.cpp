@@ -19,6 +19,7 @@ std::string cuda_architectures() { return TENFOLD_CUDA_ARCHITECTURES; }
 
 int cuda_device_count() { return 0; }
 std::string cuda_reason() { return TENFOLD_CUDA_REASON; }
+std::vector<CudaDevice> cuda_devices() { return {}; }
 void raise_deferred() {}
 void synchronize_devices() {}
 
@@ -52,7 +53,23 @@ cudaError_t count_devices(int* count) {
   return status;
 }
 
+std::string version(int number) {
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
 }  // namespace
+
+std::vector<CudaDevice> cuda_devices() {
+  int count = 0;
+  count_devices(&count);
+  std::vector<CudaDevice> devices;
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+    devices.push_back({properties.name, properties.major, properties.minor});
+  }
+  return devices;
+}
 
 int cuda_device_count() {
   int count = 0;
@@ -63,6 +80,13 @@ int cuda_device_count() {
 std::string cuda_reason() {
   int count = 0;
   const cudaError_t status = count_devices(&count);
+  if (status == cudaErrorInsufficientDriver) {
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (driver == 0) return "no NVIDIA driver is installed";
+    return "the NVIDIA driver is for CUDA " + version(driver) + ", want " + version(runtime) + " or newer";
+  }
   if (status != cudaSuccess) return std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);
   return count > 0 ? "" : "the driver reports no device";
 }

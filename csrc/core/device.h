@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace tenfold {
 
@@ -15,5 +16,11 @@ inline constexpr bool kBuiltWithCuda = false;
 std::string cuda_architectures();  // such as "80-real;90a-real", "" without CUDA
 int cuda_device_count();           // 0 where there is none that can be used, for whatever reason
 std::string cuda_reason();         // why there is none, "" where there is one
+
+struct CudaDevice {
+  std::string name;
+  int major, minor;  // compute capability
+};
+std::vector<CudaDevice> cuda_devices();
 
 }  // namespace tenfold

@@ -71,6 +71,10 @@ void want_ids(const char* name, const TensorView& ids, const char* rows_name, co
   if (ids.rank != 2) {
     throw ValueError(std::string(name) + " has shape " + shape_of(ids) + ", want (batch, ids per sample)");
   }
+  const int64_t bits = reinterpret_cast<int64_t>(ids.data) | ids.strides[0] | ids.strides[1];
+  if (on_gpu(ids) && ids.count() > 0 && bits % ids.dtype.bytes() != 0) {
+    throw ValueError(std::string(name) + " is not aligned to its elements, want aligned ids on a GPU");
+  }
   if (ids.shape[0] != batch) {
     throw ValueError(std::string(name) + " has " + std::to_string(ids.shape[0]) + " samples and " +
                      rows_name + " has " + std::to_string(batch) + ", want the same number");

@@ -1,9 +1,11 @@
 // Masked patches on a GPU: the same results as patches_cpu.cpp, bit for bit.
 //
 // A task is a run of rows of one sample; blocks stride over the tasks. Within a task the threads stand in
-// groups, one group a row, each thread moving units of up to 16 bytes, so every byte is read and written
-// once. Ids are checked on the way: a wrong one is written to `bad` (core/deferred.h), its row becomes all
-// ones (NaN in every floating type), and no memory outside the rows is touched. Nothing waits for the device.
+// groups, one group a row, each thread moving units of up to 16 bytes, so every byte of a row is read and
+// written once; ids are read once per task (restore_rows: all of a sample's). Ids are checked on the way: a
+// wrong one is written to `bad` (core/deferred.h), and no memory outside the rows is touched. A gathered row
+// whose id is out of range becomes all ones (NaN in every floating type); what restore_rows and sum_chunks
+// give for a sample with a wrong id is defined by the other ids. Nothing waits for the device.
 #include <cstdint>
 
 #include "core/bfloat16.h"
@@ -304,6 +306,9 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks)
     invert_ranks(const Ids restore_ids, const Ids keep_ids, const Sizes sizes, DeferredWord* bad) {
   TENFOLD_SHARED(uint32_t, seen, kSeenWords);
   for (int64_t sample = blockIdx.x; sample < sizes.batch; sample += gridDim.x) {
+    // Where a rank is missing there is no id: none that could be used.
+    for (int64_t k = threadIdx.x; k < sizes.keep; k += kThreads) write_id(keep_ids, sample, k, -1);
+    __syncthreads();
     for (int64_t n = threadIdx.x; n < sizes.tokens; n += kThreads) {
       const int64_t rank = read_id(restore_ids, sample, n);
       if (!inside(rank, sizes.tokens)) report(bad, sample, n);

@@ -4,7 +4,7 @@ Compiled kernels of tenfold. Use tenfold.ops instead: it documents and checks.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_reason', 'gather_patches', 'isa', 'isas_compiled', 'isas_supported', 'keep_ids_from_ranks', 'last_level_cache', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'sanitizers', 'synchronize', 'threads']
+__all__: list[str] = ['build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'gather_patches', 'isa', 'isas_compiled', 'isas_supported', 'keep_ids_from_ranks', 'last_level_cache', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'sanitizers', 'synchronize', 'threads']
 def build_type() -> str:
     """
     CMake build type.
@@ -23,7 +23,11 @@ def cuda_architectures() -> str:
     """
 def cuda_device_count() -> int:
     """
-    CUDA devices that can be used.
+    CUDA devices that the driver reports.
+    """
+def cuda_devices() -> list[tuple[str, int, int]]:
+    """
+    Name and compute capability of each CUDA device.
     """
 def cuda_reason() -> str:
     """

@@ -34,14 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         _refuse_target(Path(options.json))
     files = _files(Path(options.dir), options.families, options.device)
+    if options.device == "cuda" and not options.read:
+        _refuse_without_gpu()
     if options.read:
         report = _read(Path(options.read))
         status = 0
     else:
         status, report = _run(files, Path(options.dir), options.select)
     if not report.get("benchmarks"):
-        where = " (without a GPU every one is skipped)" if options.device == "cuda" else ""
-        raise UserError(f"no benchmark produced a row{where}; see the messages above")
+        raise UserError("no benchmark produced a row; see the messages above")
     rows, machine = _rows(report), report["machine_info"]
     print(render(rows, machine))
     if options.json:
@@ -64,6 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--select", metavar="WORDS", help="only rows whose test matches, as pytest -k")
     parser.add_argument("--read", metavar="FILE", help="show an earlier report instead of running anything")
     return parser
+
+
+def _refuse_without_gpu() -> None:
+    import torch
+
+    from tenfold.info import why_no_gpu
+
+    if why_no_gpu():
+        raise UserError(f"--device cuda: no GPU for tenfold: {why_no_gpu()}")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: this torch finds no GPU; install a build of it with CUDA")
 
 
 def _refuse_target(path: Path) -> None:

@@ -31,7 +31,7 @@ def report() -> str:
         ("last cache", f"{_core.last_level_cache() / 2**20:.0f} MiB"),
         ("threads", f"{_core.threads()} (OMP_NUM_THREADS, torch.set_num_threads)"),
         ("OpenMP", _core.openmp_runtime()),
-        *zip(("CUDA", ""), _cuda(), strict=False),
+        *(("" if i else "CUDA", text) for i, text in enumerate(_cuda())),
     ]
     lines += [("packages" if i == 0 else "", text) for i, text in enumerate(_packages())]
     return "\n".join(f"{name:<11} {text}".rstrip() for name, text in lines)
@@ -41,9 +41,35 @@ def _cuda() -> list[str]:
     """Whether ops can run on a GPU, and why not; what the kernels are compiled for."""
     if not _core.built_with_cuda():
         return [f"no CUDA code in this build: {_core.cuda_reason()}"]
-    count = _core.cuda_device_count()
-    devices = f"{count} device{'s' * (count != 1)}" if count else f"no device: {_core.cuda_reason()}"
-    return [devices, f"kernels compiled for {_core.cuda_architectures()}"]
+    architectures = _core.cuda_architectures()
+    lines = []
+    for number, (name, major, minor) in enumerate(_core.cuda_devices()):
+        missing = "" if runs_on(architectures, major, minor) else "; NO kernel of this build runs on it"
+        lines.append(f"device {number}: {name}, compute capability {major}.{minor}{missing}")
+    return [*(lines or [f"no device: {_core.cuda_reason()}"]), f"kernels compiled for {architectures}"]
+
+
+def why_no_gpu() -> str:
+    """Why ops cannot run on a GPU here, or nothing where they can."""
+    return "" if _core.cuda_device_count() else _core.cuda_reason()
+
+
+def runs_on(architectures: str, major: int, minor: int) -> bool:
+    """Whether code for `architectures`, such as "80-real 90a-real 100-virtual", runs on a capability.
+
+    Machine code runs on its own major version from its minor version on, and with an "a" on exactly its own;
+    virtual code (and a number with no ending, which is both) on everything later too.
+    """
+    for entry in architectures.split():
+        number, _, kind = entry.partition("-")
+        own, alone = int(number.rstrip("af")), number.endswith("a")
+        if alone:
+            fits = own == 10 * major + minor
+        else:
+            fits = own <= 10 * major + minor and (kind != "real" or own // 10 == major)
+        if fits:
+            return True
+    return not architectures
 
 
 def _packages() -> list[str]:

@@ -68,6 +68,37 @@ def test_a_folder_whose_compiler_is_gone_fails(tmp_path):
     assert configure(tmp_path / "build", TENFOLD_CUDA="ON").returncode != 0
 
 
+def broken(folder: Path, version: str, complaint: str) -> str:
+    """A compiler that says its version, and then compiles nothing."""
+    folder.mkdir()
+    wrapper = folder / "nvcc"
+    answer = f"Cuda compilation tools, release {version}, V{version}.1"
+    says = f"case \"$*\" in *--version*) echo '{answer}'; exit 0;; esac"
+    wrapper.write_text("\n".join(["#!/bin/sh", says, f'echo "{complaint}" >&2', "exit 1"]) + "\n")
+    wrapper.chmod(0o755)
+    return str(wrapper)
+
+
+def test_a_compiler_that_is_really_old_is_named_before_it_is_used(tmp_path):
+    nvcc = broken(tmp_path / "old", "12.0", "Unsupported gpu architecture 'compute_100'")
+    done = configure(tmp_path / "auto", nvcc, TENFOLD_CUDA="AUTO")
+    assert done.returncode == 0, done.stderr
+    assert "tenfold: CUDA OFF (nvcc 12.0.1 is older than 12.8)" in done.stdout
+    done = configure(tmp_path / "on", nvcc, TENFOLD_CUDA="ON")
+    assert done.returncode != 0
+    assert "TENFOLD_CUDA=ON: nvcc 12.0.1 is older than 12.8" in done.stderr
+
+
+def test_a_compiler_that_does_not_work_is_named(tmp_path):
+    nvcc = broken(tmp_path / "broken", "13.0", "unsupported GNU version")
+    done = configure(tmp_path / "auto", nvcc, TENFOLD_CUDA="AUTO")
+    assert done.returncode == 0, done.stderr
+    assert f"tenfold: CUDA OFF ({nvcc} (13.0.1) failed on a test program" in done.stdout
+    done = configure(tmp_path / "on", nvcc, TENFOLD_CUDA="ON")
+    assert done.returncode != 0
+    assert "failed on a test program" in " ".join(done.stderr.split())
+
+
 @needs_nvcc
 @pytest.mark.slow
 def test_an_old_compiler_is_refused_under_on_and_left_out_under_auto(tmp_path):

@@ -16,19 +16,15 @@ def test_report_says_what_the_build_is():
 
 
 def test_report_says_why_no_gpu_is_used(monkeypatch):
-    for built, count, reason, said in (
-        (
-            False,
-            0,
-            "no nvcc was found when this was built",
-            "CUDA        no CUDA code in this build: no nvcc was found",
-        ),
-        (True, 0, "cudaErrorNoDevice: none", "CUDA        no device: cudaErrorNoDevice: none\n"),
-        (True, 1, "", "CUDA        1 device\n"),
-        (True, 2, "", "CUDA        2 devices\n            kernels compiled for 90a-real\n"),
+    hopper, turing = ("A Hopper", 9, 0), ("A Turing", 7, 5)
+    for built, devices, reason, said in (
+        (False, [], "no nvcc was found", "CUDA        no CUDA code in this build: no nvcc was found"),
+        (True, [], "cudaErrorNoDevice: none", "CUDA        no device: cudaErrorNoDevice: none\n"),
+        (True, [hopper], "", "CUDA        device 0: A Hopper, compute capability 9.0\n            kernels"),
+        (True, [hopper, turing], "", "device 1: A Turing, compute capability 7.5; NO kernel of this build"),
     ):
         monkeypatch.setattr(info._core, "built_with_cuda", lambda built=built: built)
-        monkeypatch.setattr(info._core, "cuda_device_count", lambda count=count: count)
+        monkeypatch.setattr(info._core, "cuda_devices", lambda devices=devices: devices)
         monkeypatch.setattr(info._core, "cuda_reason", lambda reason=reason: reason)
         monkeypatch.setattr(info._core, "cuda_architectures", lambda: "90a-real")
         assert said in info.report()
@@ -66,3 +62,23 @@ def test_installed_packages_have_versions(name):
     from importlib.metadata import version
 
     assert any(line.split()[-2:] == [name, version(name)] for line in info.report().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("80-real 90a-real 100-real 100-virtual", (8, 0), True),
+        ("80-real 90a-real 100-real 100-virtual", (8, 9), True),
+        ("80-real 90a-real 100-real 100-virtual", (9, 0), True),
+        ("80-real 90a-real 100-real 100-virtual", (10, 3), True),
+        ("80-real 90a-real 100-real 100-virtual", (12, 0), True),
+        ("80-real 90a-real 100-real 100-virtual", (7, 5), False),
+        ("90a-real", (8, 0), False),
+        ("90a-real", (10, 0), False),
+        ("89-real", (8, 6), False),
+        ("80", (12, 0), True),
+        ("", (9, 0), True),
+    ],
+)
+def test_which_devices_run_the_kernels(architectures, capability, runs):
+    assert info.runs_on(architectures, *capability) == runs

@@ -174,6 +174,8 @@ def test_sum_of_dropped_rows(batch, tokens, keep, width, dtype):
         (2, 2500, 2100),
         (2, 8192, 9),
         (2, 8200, 1030),
+        (60, 40, 17),  # more samples than blocks: each block takes several
+        (30, 8200, 9),
     ],
 )
 def test_random_ids(batch, tokens, keep, dtype, ordered):
@@ -232,14 +234,47 @@ def test_a_doubled_id_is_found():
 
 
 def test_ids_from_ranks():
-    _, ranks = ids_of(3, 40, 20)
-    cpu, gpu = np.empty((3, 20), np.int64), fake_cupy.empty((3, 20), np.int64)
-    _core.keep_ids_from_ranks(ranks, cpu)
-    _core.keep_ids_from_ranks(on_gpu(ranks), gpu)
-    same(gpu, cpu)
+    for batch in (3, 60):  # fewer and more samples than blocks
+        _, ranks = ids_of(batch, 40, 20)
+        cpu, gpu = np.empty((batch, 20), np.int64), fake_cupy.empty((batch, 20), np.int64)
+        _core.keep_ids_from_ranks(ranks, cpu)
+        _core.keep_ids_from_ranks(on_gpu(ranks), gpu)
+        same(gpu, cpu)
+    lost = ranks[1, 3]
     ranks[1, 3] = 40
+    gpu = fake_cupy.empty((60, 20), np.int64)
     with pytest.raises(ValueError, match=r"restore_ids\[1, 3\]"):
         _core.keep_ids_from_ranks(on_gpu(ranks), gpu)
+    if lost < 20:  # no id is left undefined
+        assert gpu.host[1, lost] == -1
+    ranks[1, 3] = ranks[1, 4]
+    gpu = fake_cupy.empty((60, 20), np.int64)
+    with pytest.raises(ValueError, match=r"restore_ids\[1, (3|4)\]"):
+        _core.keep_ids_from_ranks(on_gpu(ranks), gpu)
+    assert gpu.host.min() >= -1
+    assert gpu.host.max() < 40
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_random_ids_of_few(ordered):
+    gpu = patches.random_keep_ids(3, 33, 9, 5, ordered=ordered, like=on_gpu(np.zeros(1)))
+    for mine, want in zip(gpu, patches.random_keep_ids(3, 33, 9, 5, ordered=ordered), strict=True):
+        same(mine, want)
+
+
+def test_ids_are_made_on_the_device_of_the_example():
+    ids, ranks = patches.random_keep_ids(3, 33, 9, 5, like=on_gpu(np.zeros(1), 1))
+    assert ids.device_id == ranks.device_id == 1
+
+
+def test_ids_that_are_not_aligned_are_refused():
+    block = np.zeros(3 * 20 * 8 + 1, np.uint8)
+    ids = block[1:].view(np.int64).reshape(3, 20)
+    ids[:] = ids_of(3, 40, 20)[0]
+    x = values((3, 40, 8), np.float32)
+    same(patches.gather_patches(on_gpu(x), on_gpu(ids.copy())), patches.gather_patches(x, ids))
+    with pytest.raises(ValueError, match="keep_ids is not aligned to its elements"):
+        patches.gather_patches(on_gpu(x), on_gpu(ids))
 
 
 def test_mistakes_are_found_before_anything_runs():

@@ -26,6 +26,7 @@ enum class Bug {
   skipped_barrier,
   dynamic_out_of_range,
   warp_race,
+  cross_warp,
   trap,
   deep_stack,
 };
@@ -98,6 +99,29 @@ __global__ void rotate(const int* values, int* rotated) {
   rotated[thread] = tile[base + (lane + 1) % 32];
 }
 
+// A running count over passes; each warp's part goes through shared memory that the next pass uses again.
+template <Bug bug>
+__global__ void ranks(const int* values, int count, int* rank) {
+  TENFOLD_SHARED(int, parts, kThreads / 32);
+  const int thread = static_cast<int>(threadIdx.x);
+  int before = 0;
+  for (int begin = 0; begin < count; begin += kThreads) {
+    const int i = begin + thread;
+    const bool odd = i < count && (values[i] & 1) != 0;
+    const unsigned votes = __ballot_sync(kAll, odd);
+    if (bug != Bug::cross_warp) __syncthreads();  // the pass before may still be reading parts
+    if (thread % 32 == 0) parts[thread / 32] = __popc(votes);
+    __syncthreads();
+    int mine = before + __popc(votes & ((1u << (thread % 32)) - 1u));
+    for (int warp = 0; warp < kThreads / 32; ++warp) {
+      const int part = parts[warp];
+      if (warp < thread / 32) mine += part;
+      before += part;
+    }
+    if (i < count) rank[i] = mine;
+  }
+}
+
 template <Bug bug>
 __device__ int deep(int depth) {
   volatile char page[1024];
@@ -161,6 +185,19 @@ bool rotation_is_right() {
   return true;
 }
 
+template <Bug bug>
+bool ranks_are_right() {
+  Buffer<int> values(kCount), rank(kCount);
+  for (int i = 0; i < kCount; ++i) values.data[i] = value(i);
+  tenfold::launch(nullptr, 1, kThreads, ranks<bug>, values.data, kCount, rank.data);
+  int want = 0;
+  for (int i = 0; i < kCount; ++i) {
+    if (rank.data[i] != want) return false;
+    want += value(i) & 1;
+  }
+  return true;
+}
+
 bool recursion_ends() {
   int out = 0;
   tenfold::launch(nullptr, 1, 32, recurse, &out);
@@ -176,6 +213,7 @@ constexpr Case kCases[] = {
     {"sums", sums_are_right<Bug::none>},
     {"histogram", histogram_is_right<Bug::none>},
     {"rotation", rotation_is_right<Bug::none>},
+    {"ranks", ranks_are_right<Bug::none>},
     {"missing_barrier", sums_are_right<Bug::missing_barrier>},
     {"shared_out_of_range", sums_are_right<Bug::shared_out_of_range>},
     {"dynamic_out_of_range", sums_are_right<Bug::dynamic_out_of_range>},
@@ -189,6 +227,7 @@ constexpr Case kCases[] = {
     {"trap", sums_are_right<Bug::trap>},
     {"race", histogram_is_right<Bug::race>},
     {"warp_race", rotation_is_right<Bug::warp_race>},
+    {"cross_warp", ranks_are_right<Bug::cross_warp>},
     {"deep_stack", recursion_ends},
 };
 

@@ -206,6 +206,7 @@ class Scheduler {
       std::memcpy(&arena_[i], &kPoison, sizeof kPoison);
     }
     for (size_t i = 0; i < fibers_.size(); ++i) prepare(fibers_[i]);
+    std::fill(std::begin(waiting_), std::end(waiting_), 0);
     release(&begin_edge_);
     while (step()) {
     }
@@ -241,6 +242,10 @@ class Scheduler {
     }
     for (const size_t i : ready_) {
       resume(i);
+      // A warp goes on as soon as all its lanes are there, whatever the other warps do.
+      if (fibers_[i].state == State::warp && ++waiting_[i / kWarp] >= __builtin_popcount(fibers_[i].mask)) {
+        resolve_warp(i / kWarp * kWarp);
+      }
       if (failure_) return false;
       // Threads that were let go early have a say at once, so that some run far ahead of others.
       if (shuffled_ && random_.chance(0.25)) return true;
@@ -290,6 +295,7 @@ class Scheduler {
   }
 
   void complete(size_t first, unsigned mask) {
+    waiting_[first / kWarp] -= __builtin_popcount(mask);
     uint64_t votes = 0;
     for (int lane = 0; lane < kWarp; ++lane) {
       if (mask >> lane & 1u) votes |= (fibers_[first + lane].op.payload & 1u) << lane;
@@ -400,6 +406,7 @@ class Scheduler {
   std::vector<char> arena_;  // static shared memory, then the dynamic array
   const char* names_[kMaxArrays] = {};
   size_t begins_[kMaxArrays] = {}, arrays_ = 0, used_ = 0;
+  int waiting_[kMaxThreads / kWarp] = {};  // lanes of each warp at a warp operation
   std::exception_ptr failure_;
   void* main_sp_ = nullptr;
   void* main_tsan_ = nullptr;

@@ -9,7 +9,7 @@
 namespace simt {
 
 inline constexpr int kWarp = 32;
-inline constexpr size_t kSharedLimit = 227 << 10;  // dynamic shared memory of a block on sm_90
+inline constexpr size_t kSharedLimit = 48 << 10;  // of a block, without cudaFuncSetAttribute
 
 struct Index {
   unsigned x, y, z;

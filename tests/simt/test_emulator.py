@@ -11,6 +11,7 @@ import torch
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 INCLUDES = [f"-I{HERE}/include", f"-I{HERE}", f"-I{ROOT}/csrc"]
+RIGHT = ("sums", "histogram", "rotation", "ranks")
 SCHEDULES = range(1, 7)
 
 SANITIZED = {
@@ -63,7 +64,7 @@ def run(program, case, seed=0):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_right_kernels_are_right_under_every_schedule(program, seed):
-    for case in ("sums", "histogram", "rotation"):
+    for case in RIGHT:
         assert run(program("planted"), case, seed) == "right"
 
 
@@ -87,7 +88,9 @@ def test_faults_are_named_under_every_schedule(program, case, said):
             assert part in text
 
 
-@pytest.mark.parametrize("case", ["missing_barrier", "race", "warp_race", "unwritten_output", "stale_shared"])
+@pytest.mark.parametrize(
+    "case", ["missing_barrier", "race", "warp_race", "cross_warp", "unwritten_output", "stale_shared"]
+)
 def test_wrong_results_show_under_shuffled_schedules(program, case):
     results = [run(program("planted"), case, seed) for seed in SCHEDULES]
     assert "wrong" in results
@@ -107,7 +110,7 @@ def test_a_stack_that_overflows_ends_the_process(program):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 3])
 def test_address_sanitizer_sees_global_memory(program, seed):
-    for case in ("sums", "histogram", "rotation"):
+    for case in RIGHT:
         assert run(program("planted", "address"), case, seed) == "right"
     assert run(program("planted"), "global_out_of_range", seed) == "right"  # invisible without it
     text = run(program("planted", "address"), "global_out_of_range", seed)
@@ -118,9 +121,9 @@ def test_address_sanitizer_sees_global_memory(program, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 3])
 def test_thread_sanitizer_sees_races_within_a_block(program, seed):
-    for case in ("sums", "histogram", "rotation"):
+    for case in RIGHT:
         assert run(program("planted", "thread"), case, seed) == "right"
-    for case in ("missing_barrier", "race", "warp_race"):
+    for case in ("missing_barrier", "race", "warp_race", "cross_warp"):
         text = run(program("planted", "thread"), case, seed)
         assert "data race" in text
         assert "planted.cu" in text

@@ -26,6 +26,15 @@ def module_of(array: object) -> Any:
     return cupy if cupy is not None and isinstance(array, cupy.ndarray) else np
 
 
+def allocate(like: object, shape: int | tuple[int, ...], dtype: Any) -> Any:
+    """Uninitialised memory in the library of `like` and on its device; numpy for everything but cupy."""
+    library = module_of(like)
+    if library is np:
+        return np.empty(shape, dtype)
+    with like.device:  # type: ignore[attr-defined]
+        return library.empty(shape, dtype)
+
+
 @functools.cache
 def register_torch() -> None:
     """Tell the core, once, how to ask torch whether anything watches a call."""

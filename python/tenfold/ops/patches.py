@@ -10,9 +10,9 @@ strides; torch tensors have gradients of any order and work under torch.compile,
 
 A build with CUDA takes torch tensors and cupy arrays on a GPU too, all arguments on one device. The kernels
 run on the caller's current stream and nothing waits for them, so a call can be captured in a CUDA graph
-(after one call outside of it). A wrong id is therefore found after its call has returned: its row is filled
-with ones (NaN), no memory outside the arrays is touched, and a later call or `tenfold.ops.synchronize()`
-raises the ValueError.
+(after one call outside of it). A wrong id is therefore found after its call has returned: no memory outside
+the arrays is touched, and a later call or `tenfold.ops.synchronize()` raises the ValueError; until then the
+sample's result is wrong (a row gathered from outside is filled with ones, which is NaN).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from numpy import ndarray
 
 from tenfold import _core
-from tenfold.ops._arrays import Array, is_torch, module_of
+from tenfold.ops._arrays import Array, allocate, is_torch, module_of
 
 __all__ = ["gather_patches", "keep_ids_from_mask", "random_keep_ids", "restore_patches"]
 
@@ -108,8 +108,10 @@ def restore_patches(
         ValueError: as gather_patches; also where both or neither of the two kinds of ids are given.
         TypeError: as gather_patches.
 
-    Writes each of the B N rows once; scratch is 4 N bytes per thread. Bitwise equal for every thread count
-    and level. mask_token's gradient is summed in float32 (float64 for float64) over a fixed partition.
+    Writes each of the B N rows once; scratch is 4 N bytes per thread. On a GPU all ids of a sample are read
+    once for every 128 of its rows or 32 KiB of them, which is felt from some hundred thousand tokens on.
+    Bitwise equal for every thread count and level. mask_token's gradient is summed in float32 (float64 for
+    float64) over a fixed partition.
     """
     if restore_ids is not None:
         _check_restore_ids(restore_ids, keep_ids, tokens)
@@ -183,8 +185,7 @@ def random_keep_ids(
         )
         return ids
     if out is None:
-        library = module_of(like)
-        out = library.empty((batch, keep), np.int64), library.empty((batch, tokens), np.int64)
+        out = allocate(like, (batch, keep), np.int64), allocate(like, (batch, tokens), np.int64)
     if not isinstance(out, tuple | list) or len(out) != 2:
         raise TypeError(f"out is a {type(out).__name__}, want a pair: keep_ids and restore_ids")
     keep_ids, restore_ids = out
