@@ -16,10 +16,14 @@ ROOT = Path(__file__).parents[2]
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 
 
-def configure(folder: Path, nvcc: str | None = None, **defines: str) -> subprocess.CompletedProcess[str]:
-    """Run CMake in `folder`, with this compiler for CUDA or with none."""
+def configure(
+    folder: Path, nvcc: str | None = None, on_path: bool = False, **defines: str
+) -> subprocess.CompletedProcess[str]:
+    """Run CMake in `folder`, with this compiler for CUDA, with the one that PATH names, or with none."""
     environment = {**os.environ, "CUDACXX": nvcc or str(folder / "there is none")}
-    if nvcc is None:
+    if on_path:
+        del environment["CUDACXX"]
+    elif nvcc is None:
         # CMake also looks in PATH and in the toolkit's usual place: it is told to look in neither.
         defines["CMAKE_IGNORE_PATH"] = ";".join(
             {str(Path(found).parent) for found in (shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc") if found}
@@ -89,10 +93,13 @@ def test_a_compiler_that_is_really_old_is_named_before_it_is_used(tmp_path):
     assert "TENFOLD_CUDA=ON: nvcc 12.0.1 is older than 12.8" in done.stderr
 
 
-def test_a_compiler_that_does_not_work_is_named(tmp_path):
+def test_a_compiler_that_does_not_work_is_named(tmp_path, monkeypatch):
     nvcc = broken(tmp_path / "broken", "13.0", "unsupported GNU version")
     done = configure(tmp_path / "auto", nvcc, TENFOLD_CUDA="AUTO")
     assert done.returncode == 0, done.stderr
+    assert f"tenfold: CUDA OFF ({nvcc} (13.0.1) failed on a test program" in done.stdout
+    monkeypatch.setenv("PATH", f"{tmp_path / 'broken'}:{os.environ['PATH']}")
+    done = configure(tmp_path / "by path", on_path=True, TENFOLD_CUDA="AUTO")
     assert f"tenfold: CUDA OFF ({nvcc} (13.0.1) failed on a test program" in done.stdout
     done = configure(tmp_path / "on", nvcc, TENFOLD_CUDA="ON")
     assert done.returncode != 0
