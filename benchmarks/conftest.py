@@ -17,6 +17,7 @@ Call = Callable[[], Any]
 ROW_SECONDS = 3.0  # per row, all alternatives together
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
 CALLS_PER_ROUND = 8  # in a row: each alternative is as warm as its own working set lets it be
+ROUND_SECONDS = 0.1  # ... but no longer than this, for calls that flush every cache themselves
 SHORTEST = 2e-4  # calls are repeated until one sample is about this long
 TENFOLD = "tenfold"
 
@@ -54,10 +55,12 @@ def seconds_per_call(call: Call, repeats: int) -> float:
 
 def race(calls: dict[str, Call]) -> dict[str, float]:
     """The fastest time of each alternative. They take turns, so that a slow phase of the machine hits all."""
-    repeats = {}
+    repeats, turns = {}, {}
     for name, call in calls.items():
         call()
-        repeats[name] = max(1, round(SHORTEST / max(seconds_per_call(call, 1), 1e-9)))
+        once = max(seconds_per_call(call, 1), 1e-9)
+        repeats[name] = max(1, round(SHORTEST / once))
+        turns[name] = max(1, min(CALLS_PER_ROUND, round(ROUND_SECONDS / once)))
     best = dict.fromkeys(calls, float("inf"))
     start = time.perf_counter()
     gc.disable()
@@ -66,7 +69,7 @@ def race(calls: dict[str, Call]) -> dict[str, float]:
             if done >= MIN_ROUNDS and time.perf_counter() - start > ROW_SECONDS:
                 break
             for name, call in calls.items():
-                for _ in range(CALLS_PER_ROUND):
+                for _ in range(turns[name]):
                     best[name] = min(best[name], seconds_per_call(call, repeats[name]))
     finally:
         gc.enable()

@@ -5,6 +5,7 @@
 
 namespace tenfold::bindings {
 
+void bind_moe(pybind11::module_& module);
 void bind_patches(pybind11::module_& module);
 
 }  // namespace tenfold::bindings

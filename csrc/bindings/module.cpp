@@ -93,5 +93,6 @@ PYBIND11_MODULE(_core, module) {
   module.def("register_torch", &bindings::register_torch, py::arg("tensor_type"), py::arg("parameter_type"),
              py::arg("is_grad_enabled"), py::arg("increment_version"), py::arg("forward_ad"),
              py::arg("dispatch"), "Tells the module how to ask torch for its state.");
+  bindings::bind_moe(module);
   bindings::bind_patches(module);
 }

@@ -21,7 +21,10 @@ TENFOLD_HOST_DEVICE inline DeferredWord deferred_place(int64_t sample, int64_t p
 // One argument of one op. Made once per process, for words are never given back.
 class DeferredSlot {
  public:
-  DeferredSlot(const char* argument, const char* op);
+  // "argument[sample, position] of op on a GPU was `fault`".
+  DeferredSlot(
+      const char* argument, const char* op,
+      const char* fault = "out of range or doubled, want 0 <= id < tokens, and each id once per sample");
   DeferredWord* word() const { return word_; }
 
  private:

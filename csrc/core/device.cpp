@@ -36,6 +36,7 @@ struct Slots {
   int count = 0;
   const char* arguments[kMostSlots] = {};
   const char* ops[kMostSlots] = {};
+  const char* faults[kMostSlots] = {};
 };
 
 Slots& slots() {
@@ -91,7 +92,7 @@ std::string cuda_reason() {
   return count > 0 ? "" : "the driver reports no device";
 }
 
-DeferredSlot::DeferredSlot(const char* argument, const char* op) {
+DeferredSlot::DeferredSlot(const char* argument, const char* op, const char* fault) {
   Slots& all = slots();
   const std::lock_guard lock(all.mutex);
   if (all.words == nullptr) {
@@ -105,6 +106,7 @@ DeferredSlot::DeferredSlot(const char* argument, const char* op) {
   if (all.count == kMostSlots) throw std::logic_error("more deferred slots than there is room for");
   all.arguments[all.count] = argument;
   all.ops[all.count] = op;
+  all.faults[all.count] = fault;
   word_ = all.words + all.count++;
 }
 
@@ -117,10 +119,9 @@ void raise_deferred() {
     if (word == 0 || !found.empty()) continue;
     const std::string sample = std::to_string((word - 1) >> kPositionBits);
     const std::string position = std::to_string((word - 1) & ((DeferredWord{1} << kPositionBits) - 1));
-    found =
-        std::string(all.arguments[i]) + "[" + sample + ", " + position + "] of " + all.ops[i] +
-        " on a GPU was out of range or doubled, want 0 <= id < tokens, and each id once per sample (sample " +
-        sample + ", position " + position + "; found after the call had returned)";
+    found = std::string(all.arguments[i]) + "[" + sample + ", " + position + "] of " + all.ops[i] +
+            " on a GPU was " + all.faults[i] + " (sample " + sample + ", position " + position +
+            "; found after the call had returned)";
   }
   if (!found.empty()) throw ValueError(found);
 }

@@ -29,4 +29,16 @@ const Table& table_in_use(const Table* baseline, const Table* avx2, const Table*
   return *tables[level];
 }
 
+// A family's table of a level, null where the build has no such level.
+#ifdef TENFOLD_HAVE_avx2
+#define TENFOLD_AVX2(table) (&avx2::table)
+#else
+#define TENFOLD_AVX2(table) nullptr
+#endif
+#ifdef TENFOLD_HAVE_avx512
+#define TENFOLD_AVX512(table) (&avx512::table)
+#else
+#define TENFOLD_AVX512(table) nullptr
+#endif
+
 }  // namespace tenfold

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -71,6 +72,22 @@ class Scratch {
   static constexpr int64_t kInline = 1024;
   T inline_[kInline];
   T* data_;
+};
+
+// The same for vectors of float: aligned to a cache line.
+class FloatScratch {
+ public:
+  explicit FloatScratch(int64_t count)
+      : data_(static_cast<float*>(
+            ::operator new(static_cast<unsigned long>(count + 1) * sizeof(float), kLine))) {}
+  ~FloatScratch() { ::operator delete(data_, kLine); }
+  FloatScratch(const FloatScratch&) = delete;
+  FloatScratch& operator=(const FloatScratch&) = delete;
+  float* data() { return data_; }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  float* data_;
 };
 
 TENFOLD_LEVEL_END

@@ -24,8 +24,35 @@ inline constexpr int kLineBytes = 64;  // a cache line
 typedef char Bytes __attribute__((vector_size(kVectorBytes), may_alias));
 typedef char UnalignedBytes __attribute__((vector_size(kVectorBytes), may_alias, aligned(1)));
 
+typedef float Floats __attribute__((vector_size(kVectorBytes), may_alias));
+typedef float UnalignedFloats __attribute__((vector_size(kVectorBytes), may_alias, aligned(4)));
+typedef int32_t Ints __attribute__((vector_size(kVectorBytes), may_alias));
+typedef uint32_t UnsignedInts __attribute__((vector_size(kVectorBytes), may_alias));
+inline constexpr int kFloatLanes = kVectorBytes / static_cast<int>(sizeof(float));
+
+inline Floats load(const float* from) { return *reinterpret_cast<const UnalignedFloats*>(from); }
+inline void store(float* to, Floats value) { *reinterpret_cast<UnalignedFloats*>(to) = value; }
+
 inline Bytes load(const char* from) { return *reinterpret_cast<const UnalignedBytes*>(from); }
 inline void store(char* to, Bytes value) { *reinterpret_cast<UnalignedBytes*>(to) = value; }
+
+// float32 and bfloat16 as vectors of float32; a store rounds half to even, and a NaN stays one.
+inline Floats load_floats(const float* from) { return load(from); }
+inline Floats load_floats(const uint16_t* from) {
+  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2), may_alias, aligned(2)));
+  const auto wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), UnsignedInts);
+  return reinterpret_cast<Floats>(wide << 16);
+}
+inline void store_floats(float* to, Floats value) { store(to, value); }
+inline void store_floats(uint16_t* to, Floats value) {
+  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint16_t Unaligned __attribute__((vector_size(kVectorBytes / 2), may_alias, aligned(2)));
+  const UnsignedInts bits = reinterpret_cast<UnsignedInts>(value);
+  const UnsignedInts rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const UnsignedInts quiet = (bits >> 16) | 0x40u;
+  const UnsignedInts result = (bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded;
+  *reinterpret_cast<Unaligned*>(to) = __builtin_convertvector(result, Halves);
+}
 
 // A store past the caches; `to` is aligned to kVectorBytes. Ordered before later stores only by fence().
 inline void stream(char* to, Bytes value) {

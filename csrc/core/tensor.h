@@ -57,6 +57,12 @@ struct TensorView {
   }
 };
 
+// Where the kernels of a GPU run.
+struct Queue {
+  int device;
+  void* stream;
+};
+
 std::string to_string(DType dtype);
 std::string to_string(Device device);
 std::string shape_string(const int64_t* shape, int rank);  // "(2, 3)"

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/device.h"
+#include "core/checks.h"
 #include "core/error.h"
 #include "core/machine.h"
 
@@ -16,39 +16,8 @@ namespace tenfold::patches {
 namespace {
 
 const Kernels& kernels() {
-#ifdef TENFOLD_HAVE_avx512
-  const Kernels* const wide = &avx512::kernels;
-#else
-  const Kernels* const wide = nullptr;
-#endif
-#ifdef TENFOLD_HAVE_avx2
-  const Kernels* const middle = &avx2::kernels;
-#else
-  const Kernels* const middle = nullptr;
-#endif
-  return table_in_use(&baseline::kernels, middle, wide);
+  return table_in_use<Kernels>(&baseline::kernels, TENFOLD_AVX2(kernels), TENFOLD_AVX512(kernels));
 }
-
-std::string shape_of(const TensorView& view) { return shape_string(view.shape, view.rank); }
-
-bool on_gpu(const TensorView& view) { return view.device.type == DeviceType::cuda; }
-
-void want_memory(const char* name, const TensorView& view) {
-  if (view.device.type == DeviceType::cpu || view.device.type == DeviceType::cuda_host) return;
-  if (kBuiltWithCuda && on_gpu(view)) return;
-  throw TypeError(std::string(name) + " is on " + to_string(view.device) + "; " +
-                  (kBuiltWithCuda ? "want an array in CPU or CUDA memory"
-                                  : "this build has no CUDA code, want an array in CPU memory"));
-}
-
-void want_together(const char* name, const TensorView& view, const char* other_name,
-                   const TensorView& other) {
-  if (on_gpu(view) == on_gpu(other) && (!on_gpu(view) || view.device.id == other.device.id)) return;
-  throw TypeError(std::string(name) + " is on " + to_string(view.device) + " and " + other_name + " is on " +
-                  to_string(other.device) + ", want one device");
-}
-
-Queue queue_of(const TensorView& view) { return {view.device.id, view.stream}; }
 
 void want_rows(const char* name, const TensorView& view) {
   want_memory(name, view);
@@ -88,10 +57,6 @@ void want_keep(const char* name, int64_t keep, int64_t tokens) {
   }
   if (tokens > INT32_MAX)
     throw ValueError(std::to_string(tokens) + " tokens per sample, want less than 2^31");
-}
-
-void want_writable(const char* name, const TensorView& out) {
-  if (out.read_only) throw ValueError(std::string(name) + " is read-only, want a writable array");
 }
 
 bool is_row(const TensorView& row, const TensorView& rows) {
@@ -142,11 +107,6 @@ void want_out(const TensorView& out, const Shape& want, const TensorView& input)
   if (out.count() > 0 && (rows.outer > 0 || !rows_apart || !samples_apart)) {
     throw ValueError("out has strides that tear its rows apart or let them overlap, want contiguous rows");
   }
-}
-
-void want_apart(const TensorView& out, const char* name, const TensorView& input) {
-  if (overlap(out, input))
-    throw ValueError(std::string("out shares memory with ") + name + ", want its own memory");
 }
 
 int64_t read_id(const char* at, bool wide) {  // numpy's arrays may be unaligned

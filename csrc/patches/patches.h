@@ -92,11 +92,6 @@ inline constexpr int64_t kSumChunks = 64;
 
 // ---- the same on a GPU, on a stream of a device; ids are checked as core/deferred.h says ----
 
-struct Queue {
-  int device;
-  void* stream;
-};
-
 namespace cuda {
 
 void gather(const Rows& out, const Rows& x, const Ids& ids, Sizes sizes, Queue queue);

@@ -4,7 +4,7 @@ Compiled kernels of tenfold. Use tenfold.ops instead: it documents and checks.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'gather_patches', 'isa', 'isas_compiled', 'isas_supported', 'keep_ids_from_ranks', 'last_level_cache', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'sanitizers', 'synchronize', 'threads']
+__all__: list[str] = ['build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'experts_backward', 'experts_forward', 'gather_patches', 'isa', 'isas_compiled', 'isas_supported', 'keep_ids_from_ranks', 'last_level_cache', 'moe_combine', 'moe_combine_backward', 'moe_dispatch', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'route_backward', 'route_expert_choice', 'route_ids', 'route_topk', 'sanitizers', 'synchronize', 'threads']
 def build_type() -> str:
     """
     CMake build type.
@@ -33,6 +33,14 @@ def cuda_reason() -> str:
     """
     Why no CUDA device can be used, or ''.
     """
+def experts_backward(x: typing.Any, token_ids: typing.Any, offsets: typing.Any, w_in: typing.Any, w_out: typing.Any, b_in: typing.Any, b_out: typing.Any, activation: str, gated: bool, hidden: typing.Any, y_grad: typing.Any, grads: typing.Any) -> None:
+    """
+    Fills the gradients (rows of x, w_in, w_out, b_in, b_out).
+    """
+def experts_forward(x: typing.Any, token_ids: typing.Any, offsets: typing.Any, w_in: typing.Any, w_out: typing.Any, b_in: typing.Any, b_out: typing.Any, activation: str, gated: bool, y: typing.Any, hidden: typing.Any) -> None:
+    """
+    Each expert's network on its rows; biases and hidden may be None.
+    """
 def gather_patches(x: typing.Any, keep_ids: typing.Any, out: typing.Any) -> typing.Any:
     """
     NotImplemented where torch has more to do than to run the kernel.
@@ -56,6 +64,18 @@ def keep_ids_from_ranks(restore_ids: typing.Any, keep_ids: typing.Any) -> None:
 def last_level_cache() -> int:
     """
     Bytes of last-level cache.
+    """
+def moe_combine(y: typing.Any, gates: typing.Any, starts: typing.Any, rows: typing.Any, out: typing.Any) -> None:
+    """
+    The weighted sum of each token's rows; gates may be None.
+    """
+def moe_combine_backward(out_grad: typing.Any, y: typing.Any, gates: typing.Any, token_ids: typing.Any, y_grad: typing.Any, gates_grad: typing.Any) -> None:
+    """
+    The gradients of combine; y_grad may be None.
+    """
+def moe_dispatch(x: typing.Any, token_ids: typing.Any, out: typing.Any) -> None:
+    """
+    out[r] = x[token_ids[r]].
     """
 def openmp_runtime() -> str:
     """
@@ -92,6 +112,22 @@ def restore_patches(y: typing.Any, keep_ids: typing.Any, tokens: typing.Any, mas
 def restore_patches_from_ranks(y: typing.Any, restore_ids: typing.Any, mask_token: typing.Any, out: typing.Any) -> typing.Any:
     """
     NotImplemented where torch has more to do than to run the kernel.
+    """
+def route_backward(logits: typing.Any, gates_grad: typing.Any, renormalize: bool, routing: typing.Any, grad: typing.Any) -> None:
+    """
+    The gradient of the logits from that of the gates.
+    """
+def route_expert_choice(logits: typing.Any, capacity: typing.SupportsInt | typing.SupportsIndex, routing: typing.Any) -> None:
+    """
+    Fills the five arrays of a routing.
+    """
+def route_ids(expert_ids: typing.Any, experts: typing.SupportsInt | typing.SupportsIndex, routing: typing.Any) -> None:
+    """
+    Fills the five arrays of a routing, with the place of each row's choice instead of its gate.
+    """
+def route_topk(logits: typing.Any, k: typing.SupportsInt | typing.SupportsIndex, renormalize: bool, routing: typing.Any) -> None:
+    """
+    Fills the five arrays of a routing.
     """
 def sanitizers() -> str:
     """

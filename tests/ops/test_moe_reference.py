@@ -35,9 +35,11 @@ def test_equals_the_loop(tokens, experts, capacity):
 
 
 def test_ties_go_to_the_lower_token():
-    ids, gates = route_expert_choice(torch.zeros(1, 5, 2), 2)
-    assert ids.tolist() == [[[0, 1], [0, 1]]]
-    assert torch.equal(gates, torch.full((1, 2, 2), 0.5))
+    routing = route_expert_choice(torch.zeros(1, 5, 2), 2)
+    assert routing.token_ids.tolist() == [0, 1, 0, 1]
+    assert torch.equal(routing.gates, torch.full((4,), 0.5))
+    assert routing.offsets.tolist() == [2, 4] and routing.starts.tolist() == [0, 2, 4, 4, 4, 4]
+    assert routing.rows.tolist() == [0, 2, 1, 3]
 
 
 def test_capacity():

@@ -54,6 +54,10 @@ class ndarray:  # noqa: N801
     dtype = property(lambda self: self.host.dtype)
     shape = property(lambda self: self.host.shape)
     device = property(lambda self: Device(self.device_id))
+    strides = property(lambda self: self.host.strides)
+
+    def astype(self, dtype):
+        return ndarray(self.host.astype(dtype), self.device_id)
 
     def __dlpack_device__(self):
         return CUDA, self.device_id

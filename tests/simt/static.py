@@ -56,6 +56,12 @@ WIDE = {
     "gather_rows<16, true>": (WIDE_LOAD, WIDE_STORE),
     "restore_rows<16, false>": (WIDE_LOAD, WIDE_STORE),
     "restore_rows<16, true>": (WIDE_LOAD, WIDE_STORE),
+    "dispatch_rows<float, 4>": (WIDE_LOAD, WIDE_STORE),
+    "dispatch_rows<unsigned short, 8>": (WIDE_LOAD, WIDE_STORE),
+    "combine_rows<float, 4>": (WIDE_LOAD, WIDE_STORE),
+    "combine_rows<unsigned short, 8>": (WIDE_LOAD, WIDE_STORE),
+    "combine_rows_backward<float, 4>": (WIDE_LOAD, WIDE_STORE),
+    "combine_rows_backward<unsigned short, 8>": (WIDE_LOAD, WIDE_STORE),
     "sum_chunks<float, float, 4>": (WIDE_LOAD,),
     "sum_chunks<unsigned short, float, 8>": (WIDE_LOAD,),
     "sum_chunks<double, double, 2>": (WIDE_LOAD,),
@@ -173,6 +179,8 @@ SHAPE = (
 )  # batch, tokens, width: the first shape of the benchmark, a quarter of the tokens kept
 _B, _N, _D = SHAPE
 _K = _N // 4
+# The same tokens sent to two of eight experts each.
+_T, _E, _R = _B * _N, 8, 2 * _B * _N
 
 
 @dataclass
@@ -197,6 +205,15 @@ WORK = (
     Work("sum_totals<float, float>", "its sum over the chunks", 4 * 64 * _D + 4 * _D, 64 * _D),
     Work("shuffle_ids<true>", "random ids", 8 * _B * (_K + _N)),
     Work("invert_ranks", "ids from ranks", 8 * _B * (_K + _N)),
+    Work("choose_experts", "route_topk", 4 * _T * _E + 8 * _R + 4 * _T),
+    Work("place_rows", "its rows", 8 * _R + 12 * _R + 4 * _E),
+    Work("weigh_tokens", "route_expert_choice", 2 * 4 * _T * _E),
+    Work("choose_tokens", "its rows", 4 * _T * _E + 8 * _R),
+    Work("invert_choice", "its inverse map", 8 * _R + 4 * _T),
+    Work("softmax_backward", "gradient of the gates", 2 * 4 * _T * _E + 8 * _R + 4 * _T),
+    Work("dispatch_rows<float, 4>", "dispatch", 2 * 4 * _R * _D + 4 * _R),
+    Work("combine_rows<float, 4>", "combine", 4 * (_R + _T) * _D + 8 * _R + 4 * _T, 2 * _R * _D),
+    Work("combine_rows_backward<float, 4>", "its gradient", 4 * (2 * _R + _T) * _D + 12 * _R, 3 * _R * _D),
 )
 
 
@@ -226,10 +243,11 @@ def table(architecture: str = "sm_90a") -> str:
     everything = [kernel for kernels in by_architecture.values() for kernel in kernels.values()]
     passed = sum(not _faults(kernel) for kernel in everything)
     notes = (
-        f"The shape is {_B} samples of {_N} tokens of {_D} float32, a quarter of the tokens kept; registers "
-        f"and shared memory are those for {architecture}. Checks, for {', '.join(ARCHITECTURES)}: no spilled "
-        f"register, no local memory, at most {REGISTER_LIMIT} registers and {SHARED_LIMIT >> 10} KiB of "
-        "shared memory, no compare-and-swap loop, loads and stores of 16 bytes where rows allow them. Of all "
+        f"The shape is {_B} samples of {_N} tokens of {_D} float32, a quarter of the tokens kept, or each "
+        f"sent to 2 of {_E} experts (or as many rows by expert choice); registers and shared memory are "
+        f"those for {architecture}. Checks, for {', '.join(ARCHITECTURES)}: no spilled register, no local "
+        f"memory, at most {REGISTER_LIMIT} registers and {SHARED_LIMIT >> 10} KiB of shared memory, no "
+        "compare-and-swap loop, loads and stores of 16 bytes where rows allow them. Of all "
         f"instances of all kernels, {passed} of {len(everything)} pass (tests/simt/test_static.py)."
     )
     return "\n".join([*lines, "", textwrap.fill(notes, 110)])
