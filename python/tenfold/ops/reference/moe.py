@@ -1,4 +1,4 @@
-"""The moe family in plain torch, and an expert-choice layer of it."""
+"""The moe family in plain torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tenfold.ops.moe import Routing, expert_capacity
+from tenfold.ops.moe import Routing
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -97,33 +97,3 @@ def expert_ffn(
         parts.append(value @ w_out[expert] + (0 if b_out is None else b_out[expert]))
         begin = end
     return combine(torch.cat(parts), routing)
-
-
-class ExpertChoiceFFN(nn.Module):
-    """x (B, N, D) -> (B, N, D): out[t] = sum over experts e that chose t of gate[e, t] * ffn_e(x[t]).
-
-    A token that no expert chose gets zero, so use it inside a residual branch. Routing runs in float32.
-    """
-
-    def __init__(self, width: int, hidden: int, experts: int, capacity: float = 2.0) -> None:
-        super().__init__()
-        self.experts, self.capacity = experts, capacity
-        self.router = nn.Linear(width, experts, bias=False)
-        self.up = nn.Parameter(torch.empty(experts, width, hidden))
-        self.down = nn.Parameter(torch.empty(experts, hidden, width))
-        nn.init.normal_(self.router.weight, std=0.02)
-        nn.init.trunc_normal_(self.up, std=width**-0.5)
-        nn.init.trunc_normal_(self.down, std=hidden**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Route, run each expert on its tokens, add up."""
-        batch, tokens, width = x.shape
-        with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(x.float(), self.router.weight.float())
-        routing = route_expert_choice(logits, expert_capacity(tokens, self.experts, self.capacity))
-        chosen = dispatch(x.reshape(-1, width), routing).view(self.experts, -1, width)
-        done = torch.bmm(F.gelu(torch.bmm(chosen, self.up)), self.down)
-        weighted = done.flatten(0, 1) * routing.gates[:, None].to(done.dtype)
-        out = weighted.new_zeros(batch * tokens, width)
-        summed: Tensor = out.index_add(0, routing.token_ids.long(), weighted)
-        return summed.view(batch, tokens, width)
