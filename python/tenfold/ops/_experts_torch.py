@@ -74,10 +74,10 @@ def _rows_of(x: Tensor, token_ids: Tensor) -> Tensor:
     return out
 
 
-def _affine(rows: Tensor, weights: Tensor, bias: Tensor | None, expert: int) -> Tensor:
+def _affine(out: Tensor, rows: Tensor, weights: Tensor, bias: Tensor | None, expert: int) -> Tensor:
     if bias is None:
-        return rows @ weights[expert]
-    return torch.addmm(bias[expert], rows, weights[expert])
+        return torch.mm(rows, weights[expert], out=out)
+    return torch.addmm(bias[expert], rows, weights[expert], out=out)
 
 
 def _experts_kernel(
@@ -103,12 +103,11 @@ def _experts_kernel(
     _check(x, offsets, w_in, w_out, activation, gated)
     begin = 0
     for expert, end in enumerate(_ends(offsets, rows)):
-        before = _affine(_rows_of(x, token_ids[begin:end]), w_in, b_in, expert)
-        if save:
-            hidden[begin:end] = before
+        before = hidden[begin:end] if save else x.new_empty((end - begin, w_in.shape[-1]))
+        _affine(before, _rows_of(x, token_ids[begin:end]), w_in, b_in, expert)
         value, factor = before.chunk(2, dim=1) if gated else (before, None)
         after = _activate(activation, value)
-        y[begin:end] = _affine(after if factor is None else after * factor, w_out, b_out, expert)
+        _affine(y[begin:end], after if factor is None else after.mul_(factor), w_out, b_out, expert)
         begin = end
     return y, hidden
 
@@ -148,9 +147,9 @@ def _experts_backward_kernel(
         else:
             value_grad = _activate_backward(activation, grad * factor, value)
             before_grad, used = torch.cat([value_grad, grad * after], dim=1), after * factor
-        x_grad[rows] = before_grad @ w_in[expert].t()
-        w_in_grad[expert] = _rows_of(x, token_ids[rows]).t() @ before_grad
-        w_out_grad[expert] = used.t() @ y_grad[rows]
+        torch.mm(before_grad, w_in[expert].t(), out=x_grad[rows])
+        torch.mm(_rows_of(x, token_ids[rows]).t(), before_grad, out=w_in_grad[expert])
+        torch.mm(used.t(), y_grad[rows], out=w_out_grad[expert])
         if b_in is not None:
             b_in_grad[expert] = before_grad.sum(dim=0)
         if b_out is not None:
