@@ -89,7 +89,13 @@ class Stack {
     base_ = static_cast<char*>(at);
     mprotect(base_, kGuardBytes, PROT_NONE);  // an overflow ends the process instead of corrupting
   }
-  ~Stack() { munmap(base_, kStackBytes + kGuardBytes); }
+  ~Stack() {
+#ifdef SIMT_ADDRESS_SANITIZER
+    // Whoever is given these addresses next must not find the marks of our variables.
+    __asan_unpoison_memory_region(base_, kStackBytes + kGuardBytes);
+#endif
+    munmap(base_, kStackBytes + kGuardBytes);
+  }
   Stack(const Stack&) = delete;
   Stack& operator=(const Stack&) = delete;
   char* low() const { return base_ + kGuardBytes; }
