@@ -15,15 +15,17 @@ namespace tenfold::bindings {
 namespace {
 
 // On a GPU only starts the kernels; raises what earlier ones found wrong, and what these did where they were
-// waited for (CUDA_LAUNCH_BLOCKING=1).
+// waited for (CUDA_LAUNCH_BLOCKING=1): last of all, when `written` is marked so.
 template <class Kernel>
-void run_released(const TensorView& view, Kernel&& kernel) {
-  if (view.device.type == DeviceType::cuda) raise_deferred();
+void run_released(const TensorView& view, Kernel&& kernel, const Array* written = nullptr) {
+  const bool on_gpu = view.device.type == DeviceType::cuda;
+  if (on_gpu) raise_deferred();
   {
     py::gil_scoped_release released;
     kernel();
   }
-  if (view.device.type == DeviceType::cuda) raise_deferred();
+  if (written != nullptr) mark_written(*written);
+  if (on_gpu) raise_deferred();
 }
 
 // The five arrays of a routing, as views that live as long as this.
@@ -80,8 +82,7 @@ void dispatch(py::handle x, py::handle token_ids, py::handle out) {
   const Array input("x", x), ids("token_ids", token_ids), to("out", out);
   want_same_kind("x", input, "token_ids", ids);
   want_same_kind("x", input, "out", to);
-  run_released(input.view(), [&] { moe::dispatch(input.view(), ids.view(), to.view()); });
-  mark_written(to);
+  run_released(input.view(), [&] { moe::dispatch(input.view(), ids.view(), to.view()); }, &to);
 }
 
 void combine(py::handle y, py::handle gates, py::handle starts, py::handle rows, py::handle out) {
@@ -94,10 +95,9 @@ void combine(py::handle y, py::handle gates, py::handle starts, py::handle rows,
     weights.emplace("gates", gates);
     want_same_kind("y", input, "gates", *weights);
   }
-  run_released(input.view(), [&] {
-    moe::combine(input.view(), weights ? &weights->view() : nullptr, first.view(), ids.view(), to.view());
-  });
-  mark_written(to);
+  const TensorView* const gate = weights ? &weights->view() : nullptr;
+  run_released(
+      input.view(), [&] { moe::combine(input.view(), gate, first.view(), ids.view(), to.view()); }, &to);
 }
 
 void combine_backward(py::handle out_grad, py::handle y, py::handle gates, py::handle token_ids,

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr and status 2."""
     if "OMP_WAIT_POLICY" not in os.environ:
         # Read when libgomp is loaded. Its own count, 300,000, keeps waiting threads on the cores for
-        # milliseconds: beside another busy process a training step took 11 times as long, with this 3 times.
+        # milliseconds: beside another busy process a training step took 11 times as long, with this 3 times
+        # (the default preset on 2 cores of an Intel Xeon; throw-away measurements).
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         try:

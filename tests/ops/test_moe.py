@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from tenfold import _core  # noqa: E402
 from tenfold.ops import moe  # noqa: E402
 from tenfold.ops.reference import moe as reference  # noqa: E402
 
@@ -425,4 +424,3 @@ def test_no_tokens():
     assert moe.route_topk(torch.zeros(0, 3), 2).offsets.tolist() == [0, 0, 0]
     routing = moe.route_expert_choice(torch.zeros(2, 3, 2), 0)
     assert moe.combine(torch.zeros(0, 4), routing).tolist() == [[0.0] * 4] * 6
-    assert _core.isa()

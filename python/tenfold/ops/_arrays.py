@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 from typing import Any, TypeAlias
 
@@ -24,6 +25,14 @@ def module_of(array: object) -> Any:
     """Return the module that makes arrays such as `array`: cupy for its own, numpy for everything else."""
     cupy = sys.modules.get("cupy")
     return cupy if cupy is not None and isinstance(array, cupy.ndarray) else np
+
+
+def whole(name: str, value: Any) -> int:
+    """Return `value` as an int; TypeError that names it where it is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, want a whole number") from None
 
 
 def allocate(like: object, shape: int | tuple[int, ...], dtype: Any) -> Any:

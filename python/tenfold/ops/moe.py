@@ -12,13 +12,12 @@ found there). Nothing one-hot is made, and every result is the same for any numb
 
 from __future__ import annotations
 
-import operator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from tenfold import _core
-from tenfold.ops._arrays import Array, allocate, is_torch, module_of
+from tenfold.ops._arrays import Array, allocate, is_torch, module_of, whole
 
 __all__ = [
     "Routing",
@@ -93,7 +92,7 @@ def route_topk(logits: Array, k: int, *, renormalize: bool = False) -> Routing:
     """
     if is_torch(logits):
         return Routing(*_torch_half().route_topk(logits, k, renormalize))
-    k = _whole("k", k)
+    k = whole("k", k)
     tokens, experts = logits.shape if len(logits.shape) == 2 else (0, 1)
     routing = _allocate_routing(logits, tokens * max(0, k), experts, tokens)
     _core.route_topk(logits, k, renormalize, tuple(routing))
@@ -121,7 +120,7 @@ def route_expert_choice(logits: Array, capacity: int) -> Routing:
     """
     if is_torch(logits):
         return Routing(*_torch_half().route_expert_choice(logits, capacity))
-    capacity = _whole("capacity", capacity)
+    capacity = whole("capacity", capacity)
     batch, tokens, experts = logits.shape if len(logits.shape) == 3 else (0, 0, 1)
     routing = _allocate_routing(logits, batch * experts * max(0, capacity), experts, batch * tokens)
     _core.route_expert_choice(logits, capacity, tuple(routing))
@@ -150,7 +149,7 @@ def routing_from_ids(expert_ids: Array, weights: Array, experts: int) -> Routing
         )
     if is_torch(expert_ids):
         return Routing(*_torch_half().routing_from_ids(expert_ids, weights, experts))
-    experts = _whole("experts", experts)
+    experts = whole("experts", experts)
     tokens, k = expert_ids.shape if len(expert_ids.shape) == 2 else (0, 0)
     routing = _allocate_routing(expert_ids, tokens * k, max(0, experts), tokens)
     source = allocate(expert_ids, tokens * k, np.int32)
@@ -302,13 +301,6 @@ def z_loss(logits: Array) -> Array:
 def _softmax(logits: Array) -> Array:
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}, want a whole number") from None
 
 
 def _allocate_routing(like: Array, rows: int, experts: int, tokens: int) -> Routing:

@@ -17,7 +17,6 @@ sample's result is wrong (a row gathered from outside is filled with ones, which
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +25,7 @@ import numpy as np
 from numpy import ndarray
 
 from tenfold import _core
-from tenfold.ops._arrays import Array, allocate, is_torch, module_of
+from tenfold.ops._arrays import Array, allocate, is_torch, module_of, whole
 
 __all__ = ["gather_patches", "keep_ids_from_mask", "random_keep_ids", "restore_patches"]
 
@@ -174,9 +173,9 @@ def random_keep_ids(
     O(B N). Philox4x32-10 (Salmon et al., SC 2011) and the first K steps of a Fisher-Yates shuffle; ids are
     uniform up to a bias below N / 2**32.
     """
-    batch, tokens = _whole("batch", batch, 2**63), _whole("tokens", tokens, 2**31)
-    keep = _whole("keep", keep, tokens + 1)
-    seed, offset = _whole("seed", seed, 2**64), _whole("offset", offset, 2**63)
+    batch, tokens = _whole_below("batch", batch, 2**63), _whole_below("tokens", tokens, 2**31)
+    keep = _whole_below("keep", keep, tokens + 1)
+    seed, offset = _whole_below("seed", seed, 2**64), _whole_below("offset", offset, 2**63)
     if not isinstance(ordered, bool | np.bool_):
         raise TypeError(f"ordered is {ordered!r}, want True or False")
     if out is None and like is not None and is_torch(like):
@@ -201,11 +200,8 @@ def random_keep_ids(
     return keep_ids, restore_ids
 
 
-def _whole(name: str, value: Any, limit: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}, want a whole number") from None
+def _whole_below(name: str, value: Any, limit: int) -> int:
+    number = whole(name, value)
     if not 0 <= number < limit:
         raise ValueError(f"{name} is {number}, want 0 <= {name} < {limit}")
     return number
