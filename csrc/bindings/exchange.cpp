@@ -367,6 +367,13 @@ bool in_torch_mode() {
          as_long(torch.dispatch, names().in_dispatch_mode) != 0;
 }
 
+bool is_plain(py::handle tensors) {
+  for (const py::handle tensor : tensors.cast<py::tuple>()) {
+    if (!tensor.is_none() && (!is_ordinary(tensor) || wants_gradient(tensor))) return false;
+  }
+  return !in_torch_mode();
+}
+
 void mark_written(const Array& out) {
   if (out.type().library != Library::torch) return;
   if (torch.increment_version == nullptr) throw std::runtime_error("want tenfold.ops to be imported first");

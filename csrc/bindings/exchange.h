@@ -81,6 +81,10 @@ bool wants_gradient(py::handle tensor);
 // Whether forward-mode differentiation or a dispatch mode watches what is called.
 bool in_torch_mode();
 
+// Whether torch has nothing more to do with a tuple of tensors (None among them) than to run a kernel. Does
+// not see torch.func transforms.
+bool is_plain(py::handle tensors);
+
 // Tells autograd that the tensor was written to, so that a saved older value raises instead of being wrong.
 void mark_written(const Array& out);
 

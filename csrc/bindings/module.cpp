@@ -68,6 +68,8 @@ void bind_build(py::module_& module) {
   module.def("threads", [] { return available_threads(); }, "Threads that an op may use now.");
   module.def("openmp_runtime", [] { return std::string(openmp_runtime()); }, "Path of the OpenMP library.");
   module.def("last_level_cache", [] { return last_level_cache(); }, "Bytes of last-level cache.");
+  module.def("keep_freed_memory", &keep_freed_memory, py::arg("bytes"),
+             "Makes glibc reuse blocks up to this size; whether it could be told so.");
   module.def("philox4x32", philox, py::arg("counter"), py::arg("key"),
              "One block of Philox4x32-10: four random words from a counter of four and a key of two words.");
 }
@@ -93,6 +95,10 @@ PYBIND11_MODULE(_core, module) {
   module.def("register_torch", &bindings::register_torch, py::arg("tensor_type"), py::arg("parameter_type"),
              py::arg("is_grad_enabled"), py::arg("increment_version"), py::arg("forward_ad"),
              py::arg("dispatch"), "Tells the module how to ask torch for its state.");
+  module.def("is_plain", &bindings::is_plain, py::arg("tensors"),
+             "Whether torch has nothing more to do with these (None among them) than to run a kernel.");
+  bindings::bind_adaln(module);
+  bindings::bind_attention(module);
   bindings::bind_moe(module);
   bindings::bind_patches(module);
 }

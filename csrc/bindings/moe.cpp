@@ -6,27 +6,13 @@
 #include <optional>
 #include <string>
 
+#include "bindings/calls.h"
 #include "bindings/exchange.h"
 #include "bindings/families.h"
-#include "core/deferred.h"
 #include "core/error.h"
 
 namespace tenfold::bindings {
 namespace {
-
-// On a GPU only starts the kernels; raises what earlier ones found wrong, and what these did where they were
-// waited for (CUDA_LAUNCH_BLOCKING=1): last of all, when `written` is marked so.
-template <class Kernel>
-void run_released(const TensorView& view, Kernel&& kernel, const Array* written = nullptr) {
-  const bool on_gpu = view.device.type == DeviceType::cuda;
-  if (on_gpu) raise_deferred();
-  {
-    py::gil_scoped_release released;
-    kernel();
-  }
-  if (written != nullptr) mark_written(*written);
-  if (on_gpu) raise_deferred();
-}
 
 // The five arrays of a routing, as views that live as long as this.
 struct RoutingArrays {
@@ -111,16 +97,6 @@ void combine_backward(py::handle out_grad, py::handle y, py::handle gates, py::h
                           rows ? &rows->view() : nullptr, to.view());
   });
 }
-
-// An array that may be None.
-struct Optional {
-  Optional(const char* name, py::handle object) {
-    if (!object.is_none()) array.emplace(name, object);
-  }
-  const TensorView* view() const { return array ? &array->view() : nullptr; }
-
-  std::optional<Array> array;
-};
 
 moe::Activation activation_of(const std::string& name) {
   if (name == "gelu") return moe::Activation::gelu;

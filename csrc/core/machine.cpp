@@ -2,11 +2,17 @@
 
 #include <pthread.h>
 
+#include <climits>
+#include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <string>
 
 #ifdef __linux__
 #include <sys/mman.h>
+#endif
+#ifdef __GLIBC__
+#include <malloc.h>
 #endif
 
 #ifdef _OPENMP
@@ -53,6 +59,22 @@ void advise_huge_pages(char* data, int64_t bytes) {
   if (end > begin + kHugePage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   (void)data, (void)bytes;
+#endif
+}
+
+bool keep_freed_memory(int64_t bytes) {
+#ifdef __GLIBC__
+  const char* const tunables = std::getenv("GLIBC_TUNABLES");
+  const bool chosen = std::getenv("MALLOC_MMAP_THRESHOLD_") != nullptr ||
+                      std::getenv("MALLOC_TRIM_THRESHOLD_") != nullptr ||
+                      (tunables != nullptr && std::strstr(tunables, "glibc.malloc.") != nullptr);
+  if (chosen) return false;
+  const auto most = static_cast<int>(bytes < kMostKept ? bytes : kMostKept);
+  // The top of the heap is given back from a size that it then hardly reaches.
+  return mallopt(M_MMAP_THRESHOLD, most) == 1 && mallopt(M_TRIM_THRESHOLD, INT_MAX) == 1;
+#else
+  (void)bytes;
+  return false;
 #endif
 }
 

@@ -15,6 +15,13 @@ int64_t last_level_cache();
 inline constexpr int64_t kHugePageMinimum = int64_t{4} << 20;
 void advise_huge_pages(char* data, int64_t bytes);
 
+// Tells glibc to keep freed memory for the next allocation: blocks below `bytes` (at most 1 GiB) come from
+// the heap, which is not given back, instead of being mapped anew each time. Holds for the whole process.
+// False, and nothing done, where the C library is another one or the user has set its thresholds by
+// environment variables.
+inline constexpr int64_t kMostKept = int64_t{1} << 30;
+bool keep_freed_memory(int64_t bytes);
+
 // Whether this process was forked from one that had loaded tenfold. GNU's OpenMP waits for ever for the
 // threads that its parent had, so loops then run on one thread.
 bool forked();

@@ -38,6 +38,24 @@ inline Floats exp(Floats x) {
   return x < kLeast ? Floats{} : (x > kMost ? Floats{} + __builtin_inff() : result);
 }
 
+// 2^x for x up to 126, to 1e-7 of its value (tests/core/test_vecmath.py); below -126 it stays at 2^-126. NaN
+// stays NaN. The polynomial is that of 2^r in the Cephes library (exp2f), |r| <= 1/2.
+inline Floats exp2(Floats x) {
+  constexpr float kRound = 12582912.0f, kLeast = -126.0f;
+  const Floats inside = x < kLeast ? Floats{} + kLeast : x;
+  const Floats shifted = inside + kRound;
+  const Floats r = inside - (shifted - kRound);
+  Floats p = Floats{} + 1.535336188319500e-4f;
+  p = p * r + 1.339887440266574e-3f;
+  p = p * r + 9.618437357674640e-3f;
+  p = p * r + 5.550332471162809e-2f;
+  p = p * r + 2.402264791363012e-1f;
+  p = p * r + 6.931472028550421e-1f;
+  p = p * r + 1.0f;
+  const Ints power = reinterpret_cast<Ints>(shifted) - static_cast<int32_t>(0x4B400000);
+  return p * reinterpret_cast<Floats>((power + 127) << 23);
+}
+
 // The distribution function of the standard normal distribution, erfc(-x / sqrt 2) / 2, to 3e-7, and from -6
 // to 0 to 5e-6 of its own value (tests/core/test_vecmath.py): the Chebyshev fit of W. Press et al., Numerical
 // Recipes, section 6.2 (erfcc), good to 1.2e-7 of erfc.

@@ -4,7 +4,23 @@ Compiled kernels of tenfold. Use tenfold.ops instead: it documents and checks.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'experts_backward', 'experts_forward', 'gather_patches', 'isa', 'isas_compiled', 'isas_supported', 'keep_ids_from_ranks', 'last_level_cache', 'moe_combine', 'moe_combine_backward', 'moe_dispatch', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'route_backward', 'route_expert_choice', 'route_ids', 'route_topk', 'sanitizers', 'synchronize', 'threads']
+__all__: list[str] = ['adaln_backward', 'adaln_forward', 'attention_backward', 'attention_forward', 'build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'experts_backward', 'experts_forward', 'gather_patches', 'is_plain', 'isa', 'isas_compiled', 'isas_supported', 'keep_freed_memory', 'keep_ids_from_ranks', 'last_level_cache', 'moe_combine', 'moe_combine_backward', 'moe_dispatch', 'norm_rows', 'norm_rows_backward', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'route_backward', 'route_expert_choice', 'route_ids', 'route_topk', 'sanitizers', 'synchronize', 'threads']
+def adaln_backward(x: typing.Any, statistics: typing.Any, branch: typing.Any, gate: typing.Any, scale: typing.Any, weight: typing.Any, bias: typing.Any, residual_grad: typing.Any, h_grad: typing.Any, grads: typing.Any) -> None:
+    """
+    Fills the gradients (x, branch, gate, shift, scale, weight, bias); None for what is not wanted.
+    """
+def adaln_forward(x: typing.Any, branch: typing.Any, gate: typing.Any, shift: typing.Any, scale: typing.Any, weight: typing.Any, bias: typing.Any, eps: typing.SupportsFloat | typing.SupportsIndex, residual: typing.Any, h: typing.Any, statistics: typing.Any) -> None:
+    """
+    residual = x + gate branch, h = its modulated normalisation; None for what is absent.
+    """
+def attention_backward(q: typing.Any, k: typing.Any, v: typing.Any, q_offsets: typing.Any, k_offsets: typing.Any, key_mask: typing.Any, scale: typing.SupportsFloat | typing.SupportsIndex, statistics: typing.Any, out_grad: typing.Any, grads: typing.Any) -> None:
+    """
+    Fills the gradients (q, k, v) of attention_forward.
+    """
+def attention_forward(q: typing.Any, k: typing.Any, v: typing.Any, q_offsets: typing.Any, k_offsets: typing.Any, key_mask: typing.Any, scale: typing.SupportsFloat | typing.SupportsIndex, out: typing.Any, statistics: typing.Any) -> None:
+    """
+    softmax(scale q k^T) v; offsets and mask may be None.
+    """
 def build_type() -> str:
     """
     CMake build type.
@@ -45,6 +61,10 @@ def gather_patches(x: typing.Any, keep_ids: typing.Any, out: typing.Any) -> typi
     """
     NotImplemented where torch has more to do than to run the kernel.
     """
+def is_plain(tensors: typing.Any) -> bool:
+    """
+    Whether torch has nothing more to do with these (None among them) than to run a kernel.
+    """
 def isa() -> str:
     """
     The level in use.
@@ -56,6 +76,10 @@ def isas_compiled() -> list[str]:
 def isas_supported() -> list[str]:
     """
     Levels this processor runs.
+    """
+def keep_freed_memory(bytes: typing.SupportsInt | typing.SupportsIndex) -> bool:
+    """
+    Makes glibc reuse blocks up to this size; whether it could be told so.
     """
 def keep_ids_from_ranks(restore_ids: typing.Any, keep_ids: typing.Any) -> None:
     """
@@ -76,6 +100,14 @@ def moe_combine_backward(out_grad: typing.Any, y: typing.Any, gates: typing.Any,
 def moe_dispatch(x: typing.Any, token_ids: typing.Any, out: typing.Any) -> None:
     """
     out[r] = x[token_ids[r]].
+    """
+def norm_rows(x: typing.Any, out: typing.Any, rstd: typing.Any, eps: typing.SupportsFloat | typing.SupportsIndex) -> None:
+    """
+    out = (x - mean) rstd over the last dimension; rstd has one number per row.
+    """
+def norm_rows_backward(grad: typing.Any, normalised: typing.Any, rstd: typing.Any, x_grad: typing.Any) -> None:
+    """
+    The gradient of norm_rows's x from its out; x_grad may be grad or normalised.
     """
 def openmp_runtime() -> str:
     """

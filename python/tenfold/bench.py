@@ -86,13 +86,13 @@ def _refuse_target(path: Path) -> None:
 
 
 def _files(checkout: Path, families: list[str], device: str) -> list[Path]:
-    """The benchmarks of `families`: bench_<family>.py, or bench_<family>_cuda.py."""
+    """The benchmarks of `families`: bench_<family>.py, bench_<family>_cuda.py, bench_method_<name>.py."""
     folder = checkout / "benchmarks"
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; {CHECKOUT}")
     ending = "_cuda" if device == "cuda" else ""
     found = {
-        path.stem.removeprefix("bench_").removesuffix("_cuda"): path
+        path.stem.removeprefix("bench_").removeprefix("method_").removesuffix("_cuda"): path
         for path in sorted(folder.glob("bench_*.py"))
         if path.stem.endswith("_cuda") == bool(ending)
     }

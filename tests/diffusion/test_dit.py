@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tenfold.diffusion.dit import DiT, DiTConfig, backbone_widths, kept_tokens, patchify, unpatchify
+from tenfold.diffusion.dit import DiT, DiTConfig, backbone_ratios, kept_tokens, patchify, unpatchify
+from tenfold.nn.moe import ExpertChoiceFFN
 
 SMALL = DiTConfig(
     image_size=16, patch_size=4, width=32, mixer_width=32, head_dim=16, depth=3, mixer_depth=1, text_width=12
@@ -106,9 +107,23 @@ def test_every_parameter_gets_a_gradient():
 
 
 def test_layer_wise_scaling_grows_from_first_to_last():
-    widths = backbone_widths(DiTConfig(width=256, depth=4))
-    assert widths[0] == (128, 128) and widths[-1] == (256, 704)
-    assert widths == sorted(widths)
+    config = DiTConfig(width=256, depth=4)
+    widths = [inner for inner, _ in backbone_ratios(config)]
+    assert widths[0] == 128 and widths[-1] == 256 and widths == sorted(widths)
+    hidden = [block.ffn.down.in_features for block in DiT(config).backbone]
+    assert hidden[0] == 128 and hidden[-1] == 704 and hidden == sorted(hidden)
+
+
+def test_experts_stand_in_every_second_block_but_the_last():
+    config = replace(SMALL, depth=4, mixer_depth=2, experts=3, multiple=16)
+    model = trained(config)
+    for blocks, wanted in ((model.mixer, [False, True]), (model.backbone, [False, True, False, False])):
+        assert [isinstance(block.ffn, ExpertChoiceFFN) for block in blocks] == wanted
+    assert model.backbone[1].ffn.w_in.shape == (3, 32, 64)  # ratios 0.5 to 4: 32 (0.5 + 3.5 / 3), rounded up
+    patches, noise, states, mask = inputs(model)
+    model(patches, noise, states, mask, torch.tensor([[1, 2, 9], [5, 0, 3]])).square().mean().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    assert silent == []
 
 
 @pytest.mark.parametrize(("tokens", "ratio", "kept"), [(64, 0.75, 16), (10, 0.9, 1), (4, 0.99, 1)])
@@ -121,5 +136,9 @@ def test_shapes_that_do_not_fit_are_refused():
         DiTConfig(patch_size=5)
     with pytest.raises(ValueError, match="width: 100 is not a multiple of head_dim"):
         DiTConfig(width=100)
+    with pytest.raises(ValueError, match="experts: wanted at least 0, got -1"):
+        DiTConfig(experts=-1)
+    with pytest.raises(ValueError, match="capacity: wanted more than 0, up to the number of experts, got 5"):
+        DiTConfig(experts=4, capacity=5.0)
     with pytest.raises(ValueError, match="mask_ratio"):
         kept_tokens(64, 1.0)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from tenfold.engine.config import config_hash, from_dict, to_dict
+from tenfold.engine.config import added, config_hash, from_dict, to_dict
 from tenfold.errors import UserError
 
 
@@ -91,6 +91,34 @@ def test_hash_depends_on_every_value_and_not_on_the_class():
     hashes.add(config_hash(replace(Outer(), inner=Inner(rates=(0.5, 2.0)))))
     assert len(hashes) == 4
     assert config_hash(Outer()) == config_hash(Outer(inner=Inner(8, (0.5, 1.0))))
+
+
+def test_a_field_that_came_later():
+    @dataclass(frozen=True)
+    class Part:
+        old: int = 1
+        new: float = added(2.0)
+
+    @dataclass(frozen=True)
+    class Before:
+        old: int = 1
+
+    assert config_hash(Part()) == config_hash(Before())
+    assert config_hash(Part(new=3.0)) != config_hash(Before())
+    assert from_dict(Part, {"old": 5}, "file") == Part(5)
+    assert from_dict(Part, to_dict(Part(5, 4.0)), "file") == Part(5, 4.0)
+    with pytest.raises(UserError, match="file: key 'old' is missing"):
+        from_dict(Part, {"new": 1.0}, "file")
+
+    @dataclass(frozen=True)
+    class Whole:
+        part: Part = Part()
+
+    @dataclass(frozen=True)
+    class WholeBefore:
+        part: Before = Before()
+
+    assert config_hash(Whole()) == config_hash(WholeBefore())
 
 
 def test_what_json_cannot_hold_is_refused():

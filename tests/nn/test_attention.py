@@ -1,20 +1,20 @@
 import torch
-import torch.nn.functional as F
 
-from tenfold.nn.attention import CrossAttention, SelfAttention, attention
+from tenfold.nn.attention import QK_NORM_EPS, CrossAttention, SelfAttention, torch_attention
 from tenfold.nn.packing import PackedTokens
+from tenfold.ops.attention import attention
 
 
 def lengths_mask(*lengths):
     return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
 
 
-def test_attention_and_its_gradients_equal_torchs():
+def test_torchs_kernel_does_the_same():
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, t, 8, dtype=torch.float64, requires_grad=True) for t in (5, 7, 7))
-    mask = lengths_mask(7, 4)[:, None, None]
-    # The softmax is float32 on purpose, so the bound is float32's.
-    ours, theirs = attention(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, mask)
+    q, k, v = (torch.randn(2, t, 3, 8, requires_grad=True) for t in (5, 7, 7))
+    mask = lengths_mask(7, 4)
+    ours = attention(q, k, v, key_mask=mask, qk_norm_eps=QK_NORM_EPS)
+    theirs = torch_attention(q, k, v, mask[:, None, None])
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     weight = torch.randn_like(ours)
     for a, b in zip(
@@ -32,6 +32,7 @@ def test_packing_is_the_padded_batch_without_its_padding():
     packed = packing.pack(x)
     assert torch.equal(packed, x[mask])
     assert torch.equal(packing.pad(packed)[mask], x[mask])
+    assert packing.offsets.tolist() == [0, 3, 4, 8] and packing.offsets.dtype == torch.int32
     torch.testing.assert_close(packing.mean(packed)[0], x[0, :3].mean(0))
     torch.testing.assert_close(packing.mean(packed)[1], x[1, 0])
 

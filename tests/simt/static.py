@@ -62,6 +62,11 @@ WIDE = {
     "combine_rows<unsigned short, 8>": (WIDE_LOAD, WIDE_STORE),
     "combine_rows_backward<float, 4>": (WIDE_LOAD, WIDE_STORE),
     "combine_rows_backward<unsigned short, 8>": (WIDE_LOAD, WIDE_STORE),
+    "short_rows<float, 8>": (WIDE_LOAD, WIDE_STORE),
+    "long_rows<float, 8>": (WIDE_LOAD, WIDE_STORE),
+    "grad_rows<float, 8>": (WIDE_LOAD, WIDE_STORE),
+    "norm_grid<float, 8>": (WIDE_LOAD, WIDE_STORE),
+    "norm_grid_backward<float, 8>": (WIDE_LOAD, WIDE_STORE),
     "sum_chunks<float, float, 4>": (WIDE_LOAD,),
     "sum_chunks<unsigned short, float, 8>": (WIDE_LOAD,),
     "sum_chunks<double, double, 2>": (WIDE_LOAD,),
@@ -181,6 +186,8 @@ _B, _N, _D = SHAPE
 _K = _N // 4
 # The same tokens sent to two of eight experts each.
 _T, _E, _R = _B * _N, 8, 2 * _B * _N
+_CHUNKS = _N // 32
+"""Parts in which the rows of a sample are added up: csrc/adaln/adaln.h."""
 
 
 @dataclass
@@ -214,6 +221,33 @@ WORK = (
     Work("dispatch_rows<float, 4>", "dispatch", 2 * 4 * _R * _D + 4 * _R),
     Work("combine_rows<float, 4>", "combine", 4 * (_R + _T) * _D + 8 * _R + 4 * _T, 2 * _R * _D),
     Work("combine_rows_backward<float, 4>", "its gradient", 4 * (2 * _R + _T) * _D + 12 * _R, 3 * _R * _D),
+    Work("fold_vectors<float>", "vectors of gated_residual_adaln", 4 * 6 * _B * _D, 5 * _B * _D),
+    Work(
+        "short_rows<float, 8>",
+        "gated_residual_adaln",
+        4 * (4 * _T + 3 * _B) * _D + 8 * _T,
+        10 * _T * _D,
+    ),
+    Work(
+        "grad_rows<float, 8>",
+        "its gradients of rows",
+        4 * (5 * _T + 2 * _B) * _D + 8 * _T,
+        14 * _T * _D,
+    ),
+    Work(
+        "sum_columns<float>",
+        "its sums over rows",
+        4 * (4 * _T + 3 * _B * _CHUNKS) * _D + 8 * _T,
+        7 * _T * _D,
+    ),
+    Work(
+        "finish_samples<float>",
+        "its gradients of vectors",
+        4 * 3 * _B * (_CHUNKS + 1) * _D,
+        3 * _B * _CHUNKS * _D,
+    ),
+    Work("norm_grid<float, 8>", "qk_norm, of q or k", 4 * 2 * _T * _D + 4 * _T, 6 * _T * _D),
+    Work("norm_grid_backward<float, 8>", "its gradient", 4 * 3 * _T * _D + 4 * _T, 8 * _T * _D),
 )
 
 

@@ -13,19 +13,22 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tenfold.engine.config import added
 from tenfold.nn.attention import CrossAttention, SelfAttention
 from tenfold.nn.embedding import noise_code, position_code
 from tenfold.nn.ffn import MLP, SwiGLU
+from tenfold.nn.moe import ExpertChoiceFFN
 from tenfold.nn.packing import PackedTokens
+from tenfold.ops.adaln import adaln, gated_residual, gated_residual_adaln
 from tenfold.ops.patches import gather_patches
 
 NOISE_CODE_WIDTH = 512
 NORM_EPS = 1e-6
 INIT_STD = 0.02
+MIXER_RATIO = 4.0  # hidden width of the mixer's feed-forward layers, relative to its own
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class DiTConfig:
     """Hidden width of the feed-forward layer relative to `width`, in the first and the last block."""
     multiple: int = 64
     """Hidden widths are rounded up to a multiple of this."""
+    experts: int = added(0)
+    """Experts in the feed-forward layer of every second block (but the last); 0 makes all layers dense."""
+    capacity: float = added(2.0)
+    """Experts that take a token on average."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that do not fit together."""
@@ -65,8 +72,13 @@ class DiTConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
-        if self.mixer_depth < 0:
-            raise ValueError(f"mixer_depth: wanted at least 0, got {self.mixer_depth}")
+        for name in ("mixer_depth", "experts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: wanted at least 0, got {getattr(self, name)}")
+        if self.capacity <= 0 or 0 < self.experts < self.capacity:
+            raise ValueError(
+                f"capacity: wanted more than 0, up to the number of experts, got {self.capacity}"
+            )
         for name in ("qkv_ratios", "ffn_ratios"):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name}: wanted positive numbers, got {getattr(self, name)}")
@@ -116,10 +128,6 @@ def _round_up(value: float, multiple: int) -> int:
     return max(multiple, math.ceil(int(value) / multiple) * multiple)
 
 
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, x, scale + 1.0)
-
-
 def _norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=NORM_EPS, bias=False)
 
@@ -129,49 +137,68 @@ def _change_width(inputs: int, outputs: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """x += g1 SelfAttn(mod1(x)); x += CrossAttn(LN x, y); x += g2 SwiGLU(mod2(x)).
+    """x += g1 SelfAttn(mod1(x)); x += CrossAttn(LN x, y); x += g2 FFN(mod2(x)).
 
     Shifts, scales and gates come from the conditioning vector c. Their layer starts at zero, so a new
     block is its cross-attention alone.
     """
 
-    def __init__(self, width: int, cond: int, inner: int, hidden: int, head_dim: int) -> None:
+    def __init__(self, width: int, cond: int, inner: int, ffn: nn.Module, head_dim: int) -> None:
         super().__init__()
         self.modulation = nn.Linear(cond, 6 * width)
         self.attn_norm, self.cross_norm, self.ffn_norm = _norm(width), _norm(width), _norm(width)
         self.attn = SelfAttention(width, inner, head_dim)
         self.cross = CrossAttention(width, head_dim)
-        self.ffn = SwiGLU(width, hidden)
+        self.ffn = ffn
 
     def forward(self, x: Tensor, c: Tensor, y: Tensor, packing: PackedTokens) -> Tensor:
         """Map x (N, T, width) given c (N, cond) after its GELU and caption tokens y (M, width)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=-1)
-        x = torch.addcmul(x, gate1, self.attn(_modulate(self.attn_norm(x), shift1, scale1)))
-        x = x + self.cross(self.cross_norm(x), y, packing)
-        return torch.addcmul(x, gate2, self.ffn(_modulate(self.ffn_norm(x), shift2, scale2)))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)
+        h = adaln(x, shift1, scale1, weight=self.attn_norm.weight, eps=NORM_EPS)
+        x, h = gated_residual_adaln(x, self.attn(h), gate1, weight=self.cross_norm.weight, eps=NORM_EPS)
+        x, h = gated_residual_adaln(
+            x, self.cross(h, y, packing), None, shift2, scale2, weight=self.ffn_norm.weight, eps=NORM_EPS
+        )
+        out: Tensor = gated_residual(x, self.ffn(h), gate2)
+        return out
 
     def init_weights(self, out_std: float) -> None:
         """Truncated normal everywhere, `out_std` where a residual branch ends, zero modulation."""
-        for layer in (self.attn.qkv, self.cross.query, self.cross.key_value, self.ffn.gate_up):
-            nn.init.trunc_normal_(layer.weight, std=INIT_STD)
-        for layer in (self.attn.out, self.cross.out, self.ffn.down):
-            nn.init.trunc_normal_(layer.weight, std=out_std)
+        inner = [self.attn.qkv.weight, self.cross.query.weight, self.cross.key_value.weight]
+        outer = [self.attn.out.weight, self.cross.out.weight]
+        if isinstance(self.ffn, ExpertChoiceFFN):
+            inner += [self.ffn.router.weight, self.ffn.w_in]
+            outer.append(self.ffn.w_out)
+        elif isinstance(self.ffn, SwiGLU):
+            inner.append(self.ffn.gate_up.weight)
+            outer.append(self.ffn.down.weight)
+        for weight in inner:
+            nn.init.trunc_normal_(weight, std=INIT_STD)
+        for weight in outer:
+            nn.init.trunc_normal_(weight, std=out_std)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
 
-def backbone_widths(config: DiTConfig) -> list[tuple[int, int]]:
-    """Return (attention width, feed-forward width) of each backbone block: layer-wise scaling.
+def backbone_ratios(config: DiTConfig) -> list[tuple[int, float]]:
+    """Return (attention width, feed-forward ratio) of each backbone block: layer-wise scaling.
 
-    The ratios grow linearly from the first block to the last; SwiGLU's hidden width is two thirds of a
-    plain layer's, for it has three matrices.
+    Both grow linearly from the first block to the last.
     """
     qkv = np.linspace(*config.qkv_ratios, config.depth)
     ffn = np.linspace(*config.ffn_ratios, config.depth)
-    return [
-        (_round_up(config.width * q, config.head_dim), _round_up(config.width * f * 2 / 3, config.multiple))
-        for q, f in zip(qkv, ffn, strict=True)
-    ]
+    return [(_round_up(config.width * q, config.head_dim), float(f)) for q, f in zip(qkv, ffn, strict=True)]
+
+
+def _ffn(config: DiTConfig, width: int, ratio: float, index: int, last: bool = False) -> nn.Module:
+    """The feed-forward layer of a block: experts in every second one, but never in the last of the backbone.
+
+    SwiGLU's hidden width is two thirds of a plain layer's, for it has three matrices.
+    """
+    if config.experts and index % 2 == 1 and not last:
+        hidden = _round_up(width * ratio, config.multiple)
+        return ExpertChoiceFFN(width, hidden, config.experts, config.capacity)
+    return SwiGLU(width, _round_up(width * ratio * 2 / 3, config.multiple))
 
 
 class CaptionEmbedding(nn.Module):
@@ -188,8 +215,11 @@ class CaptionEmbedding(nn.Module):
     def forward(self, states: Tensor, packing: PackedTokens) -> tuple[Tensor, Tensor]:
         """Map packed states (M, text_width) to tokens (M, width) and pooled captions (N, width)."""
         y = self.mlp(states)
-        y = y + self.attn.forward_packed(self.attn_norm(y), packing)
-        y = y + self.ffn(self.ffn_norm(y))
+        h = adaln(y, weight=self.attn_norm.weight, eps=NORM_EPS)
+        y, h = gated_residual_adaln(
+            y, self.attn.forward_packed(h, packing), weight=self.ffn_norm.weight, eps=NORM_EPS
+        )
+        y = y + self.ffn(h)
         return y, self.pooled(packing.mean(states))
 
     def init_weights(self) -> None:
@@ -223,11 +253,12 @@ class DiT(nn.Module):
         self.captions_to_mixer = _change_width(width, mixer)
         self.from_mixer = _change_width(mixer, width)
         self.mixer = nn.ModuleList(
-            Block(mixer, width, mixer, _round_up(4 * mixer * 2 / 3, multiple), config.head_dim)
-            for _ in range(config.mixer_depth)
+            Block(mixer, width, mixer, _ffn(config, mixer, MIXER_RATIO, i), config.head_dim)
+            for i in range(config.mixer_depth)
         )
         self.backbone = nn.ModuleList(
-            Block(width, width, inner, hidden, config.head_dim) for inner, hidden in backbone_widths(config)
+            Block(width, width, inner, _ffn(config, width, ratio, i, i == config.depth - 1), config.head_dim)
+            for i, (inner, ratio) in enumerate(backbone_ratios(config))
         )
         self.final_norm = _norm(width)
         self.final_modulation = nn.Linear(width, 2 * width)
@@ -269,8 +300,8 @@ class DiT(nn.Module):
             x = gather_patches(x, keep_ids)
         for block in self.backbone:
             x = block(x, c, y, packing)
-        shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)
-        out: Tensor = self.final(_modulate(self.final_norm(x), shift, scale))
+        shift, scale = self.final_modulation(c).chunk(2, dim=-1)
+        out: Tensor = self.final(adaln(x, shift, scale, weight=self.final_norm.weight, eps=NORM_EPS))
         return out
 
     def _mix(self, x: Tensor, c: Tensor, y: Tensor, packing: PackedTokens) -> Tensor:

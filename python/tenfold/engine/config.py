@@ -15,6 +15,18 @@ from tenfold.errors import UserError
 T = TypeVar("T")
 
 
+def added(default: Any) -> Any:
+    """A field that came after runs had been written: missing in their files, it has its default.
+
+    At its default it is left out of config_hash, so that older results keep their names. The default must
+    mean what the program did before.
+    """
+    return dataclasses.field(default=default, metadata={_ADDED: True})
+
+
+_ADDED = "added"
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass instance as JSON types: nested ones become objects, tuples lists, paths strings."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
@@ -33,8 +45,20 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], source: str) -> T:
 
 def config_hash(config: Any) -> str:
     """16 hexadecimal digits that depend on the values alone (not on the order of fields)."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    values = _without_added(config, to_dict(config))
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_added(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` of `config` without the added fields that have their defaults."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values[field.name] = _without_added(value, values[field.name])
+        elif field.metadata.get(_ADDED) and value == field.default:
+            del values[field.name]
+    return values
 
 
 def _plain(value: Any) -> Any:
@@ -55,9 +79,11 @@ def _build(cls: Any, mapping: Any, source: str, prefix: str) -> Any:
     if not isinstance(mapping, Mapping):
         raise _error(source, prefix.rstrip(".") or "the file", mapping, "an object")
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    names = [field.name for field in fields if field.name in mapping or not field.metadata.get(_ADDED)]
+    known = {field.name for field in fields}
     for key in mapping:
-        if key not in names:
+        if key not in known:
             raise UserError(
                 f"{source}: unknown key '{prefix}{key}'; delete it, or use the version that wrote it"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -13,12 +14,13 @@ class PackedTokens:
     """Where the tokens of a padded (N, L) batch lie in its packed (M,) form.
 
     Captions of icons have 4 tokens on average and 12 at most, so a padded batch is two thirds padding:
-    every per-token layer runs on the packed form and only attention pads.
+    every layer runs on the packed form.
     """
 
     rows: Tensor  # (M,) int64: position of each packed token in the flattened (N*L) batch
     slots: Tensor  # (N*L,) int64: packed row of each position; padding points at row 0 and is masked
     key_mask: Tensor  # (N, 1, 1, L) bool: True at real tokens
+    offsets: Tensor  # (N + 1,) int32: where each sequence begins, and the last one ends
 
     @staticmethod
     def from_mask(mask: Tensor) -> PackedTokens:
@@ -26,16 +28,18 @@ class PackedTokens:
         flat = mask.flatten()
         rows = flat.nonzero().squeeze(1)
         slots = (flat.cumsum(0) - 1).clamp_(min=0) * flat
-        return PackedTokens(rows, slots, mask[:, None, None, :])
+        ends = mask.sum(dim=1).cumsum(0)
+        offsets = F.pad(ends, (1, 0)).int()
+        return PackedTokens(rows, slots, mask[:, None, None, :], offsets)
 
     def pack(self, x: Tensor) -> Tensor:
-        """(N, L, D) -> (M, D)."""
+        """(N, L, ...) -> (M, ...)."""
         return x.flatten(0, 1).index_select(0, self.rows)
 
     def pad(self, x: Tensor) -> Tensor:
-        """(M, D) -> (N, L, D); padding holds copies of row 0."""
+        """(M, ...) -> (N, L, ...); padding holds copies of row 0."""
         n, _, _, length = self.key_mask.shape
-        return x.index_select(0, self.slots).reshape(n, length, x.shape[1])
+        return x.index_select(0, self.slots).reshape(n, length, *x.shape[1:])
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over each sequence's real tokens: (M, D) -> (N, D)."""

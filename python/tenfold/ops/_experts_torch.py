@@ -11,8 +11,8 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from tenfold import _core
-from tenfold.ops._moe_torch import Gathered, check_library, combine, one_by_one, rows_apart
-from tenfold.ops._torch import LIBRARY, apply, define
+from tenfold.ops._moe_torch import Gathered, check_library, combine, rows_apart
+from tenfold.ops._torch import LIBRARY, apply, define, one_by_one
 from tenfold.ops.moe import Activation, Routing
 
 Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]

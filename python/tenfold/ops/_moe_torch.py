@@ -7,7 +7,6 @@ combine  : backward = combine_backward, whose own backward is both of them again
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from tenfold import _core
-from tenfold.ops._torch import LIBRARY, apply, define
+from tenfold.ops._torch import LIBRARY, apply, define, one_by_one
 from tenfold.ops.moe import Routing
 
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -149,18 +148,6 @@ _combine_backward_op = define(
 
 
 # ---- vmap: each element has a routing of its own, so each is its own call ----
-
-
-def one_by_one(call: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-    def element(index: int) -> Any:
-        return call(
-            *(arg if dim is None else arg.select(dim, index) for arg, dim in zip(args, in_dims, strict=True))
-        )
-
-    results = [element(index) for index in range(info.batch_size)]
-    if isinstance(results[0], Tensor):
-        return torch.stack(results), 0
-    return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
 
 
 for _operator in (

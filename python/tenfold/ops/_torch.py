@@ -84,3 +84,22 @@ def fold(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:
     """Merge a vmapped dimension (None: not vmapped) into the batch: (V, B, ...) -> (V * B, ...)."""
     moved = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return moved.flatten(0, 1)
+
+
+def one_by_one(call: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+    """A vmap rule: `call` for one element after the other. None among the results stays None."""
+
+    def element(index: int) -> Any:
+        return call(
+            *(
+                arg.select(dim, index) if isinstance(dim, int) else arg
+                for arg, dim in zip(args, in_dims, strict=True)
+            )
+        )
+
+    results = [element(index) for index in range(info.batch_size)]
+    if isinstance(results[0], torch.Tensor):
+        return torch.stack(results), 0
+    stacked = [None if parts[0] is None else torch.stack(parts) for parts in zip(*results, strict=True)]
+    dims = [None if part is None else 0 for part in stacked]
+    return (stacked, dims) if isinstance(results[0], list) else (tuple(stacked), tuple(dims))

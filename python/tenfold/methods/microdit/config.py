@@ -99,8 +99,9 @@ def paper() -> MicroDiTConfig:
     stage ends at a third.
     """
     model = DiTConfig(
-        image_size=32, patch_size=2, width=1024, depth=28, mixer_width=768, mixer_depth=6, multiple=256
-    )
+        image_size=32, patch_size=2, width=1024, depth=28, mixer_width=768, mixer_depth=6, multiple=256,
+        experts=8,
+    )  # fmt: skip
     return MicroDiTConfig(
         model=model,
         batch=2048,

@@ -1,0 +1,37 @@
+// How a binding calls a kernel.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#include "bindings/exchange.h"
+#include "core/deferred.h"
+
+namespace tenfold::bindings {
+
+// On a GPU only starts the kernels; raises what earlier ones found wrong, and what these did where they were
+// waited for (CUDA_LAUNCH_BLOCKING=1): last of all, when `written` is marked so.
+template <class Kernel>
+void run_released(const TensorView& view, Kernel&& kernel, const Array* written = nullptr) {
+  const bool on_gpu = view.device.type == DeviceType::cuda;
+  if (on_gpu) raise_deferred();
+  {
+    py::gil_scoped_release released;
+    kernel();
+  }
+  if (written != nullptr) mark_written(*written);
+  if (on_gpu) raise_deferred();
+}
+
+// An array that may be None.
+struct Optional {
+  Optional(const char* name, py::handle object) {
+    if (!object.is_none()) array.emplace(name, object);
+  }
+  const TensorView* view() const { return array ? &array->view() : nullptr; }
+
+  std::optional<Array> array;
+};
+
+}  // namespace tenfold::bindings
