@@ -6,10 +6,10 @@
 
 #include "adaln/adaln.h"
 #include "core/bfloat16.h"
+#include "core/copy.h"
 #include "core/level.h"
 #include "core/parallel.h"
 #include "core/simd.h"
-#include "core/vecmath.h"
 
 namespace tenfold::adaln {
 namespace TENFOLD_LEVEL {
@@ -24,6 +24,7 @@ int64_t rows_per_thread(int64_t width) { return 1 + kGrainBytes / (4 * width); }
 
 constexpr int kDoubleLanes = kFloatLanes / 2;
 typedef double Doubles __attribute__((vector_size(kVectorBytes), may_alias));
+typedef int64_t Longs __attribute__((vector_size(kVectorBytes)));
 typedef double UnalignedDoubles __attribute__((vector_size(kVectorBytes), may_alias, aligned(8)));
 
 template <class Vector>
@@ -94,12 +95,16 @@ Vector kept(Vector value, Part part) {
   return value;
 }
 
-using tenfold::sum_of;      // of Floats
-double sum_of(Doubles x) {  // in the order of the lanes
-  double sum = 0.0;
-  for (int i = 0; i < kDoubleLanes; ++i) sum += x[i];
-  return sum;
+// Halves are added to halves: lane by lane the additions would wait for each other.
+template <class Vector, class Index>
+auto sum_of(Vector x, Index lanes) {
+  for (int i = 0; i < kLanesOf<Vector>; ++i) lanes[i] = i;
+#pragma GCC unroll 4
+  for (int step = kLanesOf<Vector> / 2; step > 0; step /= 2) x += __builtin_shuffle(x, lanes ^ step);
+  return x[0];
 }
+float sum_of(Floats x) { return sum_of(x, Ints{}); }
+double sum_of(Doubles x) { return sum_of(x, Longs{}); }
 
 // Sums of a row go to this many vectors in turn, for an addition takes longer than it takes to start one.
 constexpr int kSumVectors = 4;
@@ -506,10 +511,15 @@ template <class X, class Out>
 void norm_rows_of(const Norm& task) {
   using Number = NumberOf<X>;
   using Vector = VectorOf<X>;
-  const int64_t width = task.grid.width;
+  const int64_t width = task.grid.width, row_bytes = width * static_cast<int64_t>(sizeof(X));
+  const int64_t lead = 1 + kPrefetchBytes / row_bytes;
   for_rows(task.grid, [&](int64_t r, const int64_t (&at)[3]) {
     const X* const x = row_of<const X>(task.x, at);
     Out* const out = row_of<Out>(task.out, at);
+    if (at[2] + lead < task.grid.counts[2]) {
+      const char* const ahead = reinterpret_cast<const char*>(x) + lead * task.x.strides[2];
+      for (int64_t byte = 0; byte < row_bytes; byte += kLineBytes) prefetch(ahead + byte);
+    }
     const Number mean = sum_of_row(x, width) / static_cast<Number>(width);
     const Number rstd = rstd_of_row(x, mean, static_cast<Number>(task.eps), width);
     static_cast<Number*>(task.rstd)[r] = rstd;

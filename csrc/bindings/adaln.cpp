@@ -85,6 +85,7 @@ void norm_rows(py::handle x, py::handle out, py::handle rstd, double eps) {
   const Array input("x", x), to("out", out), scales("rstd", rstd);
   want_same_kind("x", input, "out", to);
   want_same_kind("x", input, "rstd", scales);
+  advise(&to.view());
   run(input.view(), [&] { adaln::norm_rows(input.view(), to.view(), scales.view(), eps); });
 }
 
@@ -93,6 +94,7 @@ void norm_rows_backward(py::handle grad, py::handle normalised, py::handle rstd,
   want_same_kind("grad", from, "normalised", rows);
   want_same_kind("grad", from, "rstd", scales);
   want_same_kind("grad", from, "x_grad", to);
+  advise(&to.view());
   run(from.view(), [&] { adaln::norm_rows_backward(from.view(), rows.view(), scales.view(), to.view()); });
 }
 
