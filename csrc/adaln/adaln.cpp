@@ -207,6 +207,9 @@ Forward forward_task(const ForwardArrays& arrays) {
     want_as("out", *arrays.h, "x", x);
     want_out("out", *arrays.h, arrays);
     want_same_or_apart("out", *arrays.h, "x", x);
+    if (adds && overlap(*arrays.h, *arrays.residual)) {
+      throw ValueError("out shares memory with residual, want its own memory");
+    }
     if (arrays.statistics != nullptr) want_statistics(*arrays.statistics, x);
   }
   if (!adds && !normalises) throw ValueError("branch and out are missing, want one of them");

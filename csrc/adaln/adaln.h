@@ -35,7 +35,7 @@ struct ForwardArrays {
   const TensorView *residual, *h, *statistics;
 };
 
-// Scratch on the CPU: 3 D numbers per thread. On a GPU `scratch` has forward_scratch() bytes: 3 N D numbers.
+// Scratch on the CPU: 4 D numbers per thread. On a GPU `scratch` has forward_scratch() bytes: 3 N D numbers.
 int64_t forward_scratch(const ForwardArrays& arrays);
 void forward(const ForwardArrays& arrays, char* scratch);
 
@@ -54,7 +54,7 @@ struct Gradients {
 };
 
 // Scratch: 3 D numbers for each chunk of rows, of which a sample has one per kChunkRows rows and at most
-// kMostChunks; on the CPU 5 D numbers per thread besides, on a GPU 2 N D in all. `scratch` has
+// kMostChunks; on the CPU 4 D numbers per thread besides, on a GPU 2 N D in all. `scratch` has
 // backward_scratch() bytes on a GPU; none on the CPU.
 int64_t backward_scratch(const BackwardArrays& arrays, const Gradients& grads);
 void backward(const BackwardArrays& arrays, const Gradients& grads, char* scratch);

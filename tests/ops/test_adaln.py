@@ -246,6 +246,9 @@ def test_out():
     with pytest.raises(ValueError, match="out shares memory with x"):
         wide = random(2, 10, 40)
         adaln.adaln(wide[:, 1:], out=wide[:, :9])
+    with pytest.raises(ValueError, match="out shares memory with residual"):
+        both = torch.empty_like(x)
+        _core.adaln_forward(x, branch, None, None, None, None, None, 1e-6, both, both, None)
     with pytest.raises(ValueError, match="out shares memory with gate"):
         adaln.gated_residual(x[:1, :1], branch[:1, :1], gate[:1], out=gate[None, :1])
     with pytest.raises(TypeError, match=r"out has type torch\.float32, want torch\.bfloat16"):
