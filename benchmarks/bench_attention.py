@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from plain_dit import products, sdpa
 from tenfold.ops.attention import attention_kvpacked, attention_qkvpacked
 from tenfold.ops.reference import attention as reference
 
@@ -32,21 +32,6 @@ threads = pytest.mark.parametrize("threads", [1, 2])
 
 def largest_error(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want.double()).abs().max() / want.double().abs().max())
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mask = None if mask is None else mask[:, None, None, :]
-    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
-
-
-def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Two products, the softmax in float32 between them."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1)).float()
-    if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
-    return scores.softmax(dim=-1).to(v.dtype).matmul(v).transpose(1, 2)
 
 
 class Problem:
@@ -78,11 +63,12 @@ class Problem:
         return attention_kvpacked(*self.leaves, key_mask=self.mask)
 
     def calls(self, compiled: bool) -> dict[str, Callable[[], Tensor]]:
-        forms = {"SDPA": sdpa, "matmul-softmax-matmul": plain}
+        mask = None if self.mask is None else self.mask[:, None, None, :]
+        forms = {"SDPA": sdpa, "matmul-softmax-matmul": products}
         if compiled:
-            forms["torch.compile"] = torch.compile(plain, dynamic=False)
+            forms["torch.compile"] = torch.compile(products, dynamic=False)
         others = {
-            name: lambda form=form: form(*self.split(self.leaves), self.mask) for name, form in forms.items()
+            name: lambda form=form: form(*self.split(self.leaves), mask) for name, form in forms.items()
         }
         return {"tenfold": self.tenfold, **others}
 

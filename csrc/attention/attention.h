@@ -7,7 +7,7 @@
 //
 // Scores, softmax and sums are float32; bfloat16 inputs are multiplied as they are, and probabilities are
 // rounded to bfloat16 before they meet v. All scores of a block of queries are held at once, so scratch grows
-// with S: below (12 S + 12 d + 4096) (d + 64) bytes per thread.
+// with S: below (24 S + 2048) (d + 64) bytes per thread, S and d rounded up to multiples of 32.
 //
 // On a GPU probabilities and the scores' gradients stay float32 and no scores are held; results agree to
 // rounding. Offsets that are wrong are reported as core/deferred.h says; every output is then zero.

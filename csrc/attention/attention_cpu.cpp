@@ -256,7 +256,7 @@ struct Gradient {
   Word* probabilities;  // rows of words of queries: left operand
   Word* by_query;       // the scores' gradient in the same form
   Word* by_key;         // the scores' gradient as words of pairs of keys: right operand
-  int64_t stride, keys, padded;
+  int64_t stride, keys;
   float scale;
 };
 
@@ -325,8 +325,7 @@ int64_t forward_scratch(const Sizes<T>& s) {
 
 template <class T>
 void forward_head(const Problem& p, int64_t n, int64_t head, const Keys& keys, const Rows& out,
-                  float* statistics, const Sizes<T>& largest_sizes, float* scratch) {
-  const Sizes<T>& s = largest_sizes;
+                  float* statistics, const Sizes<T>& s, float* scratch) {
   const int64_t padded = words::round_up(keys.count, Sizes<T>::kGroup);
   const int64_t key_words = padded / words::kPerWord<T>, per = words::kPerWord<T>;
   const int64_t steps = words::round_up((s.width + per - 1) / per, words::kWordSteps<T>);
@@ -493,7 +492,7 @@ void backward_head(const Problem& p, int64_t n, int64_t head, const Keys& keys, 
     words::multiply<T>(scores, across, k, s.words, q_columns, across, padded, across, steps, false);
     words::multiply<T>(grads, across, v, s.words, grad_columns, across, padded, across, steps, false);
 
-    Gradient<T> g{scores, grads, probabilities, by_query, by_key, across, keys.count, padded, p.scale};
+    Gradient<T> g{scores, grads, probabilities, by_query, by_key, across, keys.count, p.scale};
     for_columns(across, [&](auto vectors, int64_t column) {
       softmax_backward<T, vectors()>(g, column, most, inverse);
     });

@@ -3,8 +3,8 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <optional>
 
+#include "bindings/calls.h"
 #include "bindings/exchange.h"
 #include "bindings/families.h"
 #include "core/machine.h"
@@ -22,16 +22,9 @@ void run(const TensorView& x, Kernel&& kernel) {
   kernel();
 }
 
-// An array of the library of another, or None.
-struct Maybe {
-  Maybe(const char* name, py::handle object, const Array& like) {
-    if (object.is_none()) return;
-    array.emplace(name, object);
-    want_same_kind("x", like, name, *array);
-  }
-  const TensorView* view() const { return array ? &array->view() : nullptr; }
-
-  std::optional<Array> array;
+// An array beside x, or None.
+struct Maybe : Optional {
+  Maybe(const char* name, py::handle object, const Array& x) : Optional(name, object, "x", x) {}
 };
 
 // New results of some size are about to be written for the first time.

@@ -16,9 +16,9 @@ struct AttentionInputs {
       : q("q", q),
         k("k", k),
         v("v", v),
-        q_offsets("q_offsets", q_offsets),
-        k_offsets("k_offsets", k_offsets),
-        key_mask("key_mask", key_mask),
+        q_offsets("q_offsets", q_offsets, "q", this->q),
+        k_offsets("k_offsets", k_offsets, "q", this->q),
+        key_mask("key_mask", key_mask, "q", this->q),
         scale(scale) {
     want_same_kind("q", this->q, "k", this->k);
     want_same_kind("q", this->q, "v", this->v);

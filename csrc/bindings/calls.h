@@ -24,10 +24,12 @@ void run_released(const TensorView& view, Kernel&& kernel, const Array* written 
   if (on_gpu) raise_deferred();
 }
 
-// An array that may be None.
+// An array of the library of another, or None.
 struct Optional {
-  Optional(const char* name, py::handle object) {
-    if (!object.is_none()) array.emplace(name, object);
+  Optional(const char* name, py::handle object, const char* like_name, const Array& like) {
+    if (object.is_none()) return;
+    array.emplace(name, object);
+    want_same_kind(like_name, like, name, *array);
   }
   const TensorView* view() const { return array ? &array->view() : nullptr; }
 

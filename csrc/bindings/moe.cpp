@@ -114,8 +114,8 @@ struct ExpertInputs {
         offsets("offsets", offsets),
         w_in("w_in", w_in),
         w_out("w_out", w_out),
-        b_in("b_in", b_in),
-        b_out("b_out", b_out) {
+        b_in("b_in", b_in, "x", this->x),
+        b_out("b_out", b_out, "x", this->x) {
     want_same_kind("x", this->x, "token_ids", this->token_ids);
     want_same_kind("x", this->x, "w_in", this->w_in);
     want_same_kind("x", this->x, "w_out", this->w_out);
@@ -134,7 +134,7 @@ void experts_forward(py::handle x, py::handle token_ids, py::handle offsets, py:
                      bool gated, py::handle y, py::handle hidden) {
   const ExpertInputs inputs(x, token_ids, offsets, w_in, w_out, b_in, b_out);
   const Array to("y", y);
-  const Optional before("hidden", hidden);
+  const Optional before("hidden", hidden, "y", to);
   const moe::ExpertArrays arrays = inputs.views(activation, gated);
   py::gil_scoped_release released;
   moe::experts_forward(arrays, to.view(), before.view());
@@ -146,8 +146,8 @@ void experts_backward(py::handle x, py::handle token_ids, py::handle offsets, py
   const auto grads = gradients.cast<py::tuple>();
   const ExpertInputs inputs(x, token_ids, offsets, w_in, w_out, b_in, b_out);
   const Array before("hidden", hidden), from("y_grad", y_grad);
-  const Optional x_grad("x_grad", grads[0]), b_in_grad("b_in_grad", grads[3]);
-  const Optional b_out_grad("b_out_grad", grads[4]);
+  const Optional x_grad("x_grad", grads[0], "x", inputs.x), b_in_grad("b_in_grad", grads[3], "x", inputs.x);
+  const Optional b_out_grad("b_out_grad", grads[4], "x", inputs.x);
   const Array w_in_grad("w_in_grad", grads[1]), w_out_grad("w_out_grad", grads[2]);
   const moe::ExpertArrays arrays = inputs.views(activation, gated);
   py::gil_scoped_release released;

@@ -158,9 +158,10 @@ def test_gradients(problem):
         assert got.dtype == leaf.dtype and got.shape == leaf.shape, name
         scale = float(want.abs().max()) + 1.0
         error = float((got.double() - want).abs().max()) / scale
-        assert error <= (0.2 if half else 3 * TOLERANCE[leaf.dtype] + (0 if x.dtype == DOUBLE else 2e-5)), (
-            name
-        )
+        # In a row of a few elements the variance itself may be mostly rounding.
+        rounded = 0.2 if x.shape[-1] < 16 else 0.03
+        exactly = 3 * TOLERANCE[leaf.dtype] + (0 if x.dtype == DOUBLE else 2e-5)
+        assert error <= (rounded if half else exactly), name
 
 
 @SETTINGS

@@ -347,4 +347,7 @@ def test_mixed_libraries():
     q = numbers(1, 2, 1, 4)
     refused(TypeError, "k is ndarray, want a torch.Tensor", attention, q, q.numpy(), q)
     refused(TypeError, "want arrays of one library", attention, q.numpy(), q, q)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    refused(TypeError, "want arrays of one library", attention, *[q.numpy()] * 3, key_mask=mask)
+    refused(TypeError, "key_mask is ndarray, want a torch.Tensor", attention, q, q, q, key_mask=mask.numpy())
     refused(TypeError, "k has type bfloat16, want float32", attention, q, q.bfloat16(), q.bfloat16())

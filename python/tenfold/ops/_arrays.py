@@ -27,6 +27,13 @@ def module_of(array: object) -> Any:
     return cupy if cupy is not None and isinstance(array, cupy.ndarray) else np
 
 
+def contiguous_rows(x: Array) -> Array:
+    """The array of numpy or cupy itself where the elements of a row lie side by side, else a copy."""
+    if len(x.shape) == 0 or x.shape[-1] <= 1 or x.strides[-1] == x.dtype.itemsize:
+        return x
+    return module_of(x).ascontiguousarray(x)
+
+
 def whole(name: str, value: Any) -> int:
     """Return `value` as an int; TypeError that names it where it is no whole number."""
     try:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tenfold import _core
-from tenfold.ops._arrays import Array, allocate, is_torch, module_of, whole
+from tenfold.ops._arrays import Array, allocate, contiguous_rows, is_torch, whole
 
 __all__ = [
     "Routing",
@@ -183,7 +183,7 @@ def dispatch(x: Array, routing: Routing) -> Array:
     """
     if is_torch(x):
         return _torch_half().dispatch(x, routing)
-    x = _contiguous_rows(x)
+    x = contiguous_rows(x)
     out = allocate(x, (routing.token_ids.shape[0], *x.shape[1:]), x.dtype)
     _core.moe_dispatch(x, routing.token_ids, out)
     return out
@@ -207,7 +207,7 @@ def combine(y: Array, routing: Routing, *, weighted: bool = True) -> Array:
     """
     if is_torch(y):
         return _torch_half().combine(y, routing, weighted)
-    y = _contiguous_rows(y)
+    y = contiguous_rows(y)
     gates = routing.gates.astype(np.float64) if y.dtype == np.float64 else routing.gates
     out = allocate(y, (routing.starts.shape[0] - 1, *y.shape[1:]), y.dtype)
     _core.moe_combine(y, gates if weighted else None, routing.starts, routing.rows, out)
@@ -255,7 +255,7 @@ def expert_ffn(
         from tenfold.ops import _experts_torch
 
         return _experts_torch.expert_ffn(x, routing, w_in, w_out, b_in, b_out, activation, gated)
-    x = _contiguous_rows(x)
+    x = contiguous_rows(x)
     y = np.empty((routing.token_ids.shape[0], *x.shape[1:]), np.float32)
     _core.experts_forward(
         x, routing.token_ids, routing.offsets, w_in, w_out, b_in, b_out, activation, gated, y, None
@@ -311,10 +311,3 @@ def _allocate_routing(like: Array, rows: int, experts: int, tokens: int) -> Rout
         allocate(like, tokens + 1, np.int32),
         allocate(like, rows, np.int32),
     )
-
-
-def _contiguous_rows(x: Array) -> Array:
-    """The array itself where the elements of a row lie side by side, else a copy."""
-    if len(x.shape) != 2 or x.shape[1] <= 1 or x.strides[1] == x.dtype.itemsize:
-        return x
-    return module_of(x).ascontiguousarray(x)
