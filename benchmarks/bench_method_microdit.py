@@ -73,7 +73,7 @@ class Step:
     def gradients(self, model: Callable[..., Tensor] | None = None) -> None:
         self.optimizer.zero_grad()
         with precision(self.dtype):
-            out = (model or self.model)(*self.batch)
+            out = (self.model if model is None else model)(*self.batch)
         out.float().square().mean().backward()
 
     def calls(self, update: bool) -> dict[str, Callable[[], None]]:
