@@ -67,6 +67,8 @@ class Problem:
         extra = [*self.offsets, self.mask]
         if on_gpu:
             extra = [None if array is None else fake_cupy.ndarray(array, device) for array in extra]
+        elif isinstance(self.q.cpu, torch.Tensor):
+            extra = [None if array is None else torch.from_numpy(array.copy()) for array in extra]
         return [*((x.gpu if on_gpu else x.cpu) for x in (self.q, self.k, self.v)), *extra, self.scale]
 
     def results(self, on_gpu, device=0):
