@@ -1,11 +1,17 @@
-// Single-precision matrix products of packed operands: C = A B, tile by tile.
+// Single-precision matrix products C = A B, a block of rows of C at a time.
 //
-// A (m x k) is packed into panels of kTileRows rows, B (k x n) into panels of kTileColumns columns, both with
-// the k index outermost within a panel and padded with zeros to whole panels. A tile of C is held in
-// registers over kDepth steps of k at a time, so that the part of B's panel in use stays in the first-level
-// cache; then it is handed to a sink, which stores it, with whatever else is to be done to it. Every element
-// is added up in the order of k in chunks of kDepth, whatever the sizes of blocks and the number of threads:
-// same bits always.
+// A tile of C stays in registers over kDepth steps of k, so that what it reads of B stays in the first-level
+// cache. A's rows are packed into panels of kTileRows rows, B's columns into panels of kTileColumns columns:
+//   - B's rows contiguous: A's block is packed once, B a chunk at a time, just before the chunk is used.
+//   Nothing
+//     packed goes back to memory, and threads share nothing.
+//   - B's columns contiguous, as those of a transposed weight: A and B change places. A's rows become the
+//   columns
+//     of tiles, B's columns are read where they lie, one element broadcast, and tiles are stored turned.
+// What memory will be read next is asked for while tiles are multiplied: the processor does not foresee it.
+//
+// Every element is added up in the order of k, in parts whose bounds depend on k alone: the same bits always,
+// for blocks of any size and any number of threads.
 #pragma once
 
 #include <cstdint>
@@ -26,16 +32,12 @@ inline constexpr int kTileRows = 6;
 #endif
 inline constexpr int kTileVectors = 2;
 inline constexpr int kTileColumns = kTileVectors * kFloatLanes;
+inline constexpr int64_t kTileLines = (kTileColumns * 4 + kLineBytes - 1) / kLineBytes;  // of one of its rows
 inline constexpr int64_t kDepth = 192;
-inline constexpr int64_t kBlockPanels = 96 / kTileRows;  // panels of A that one call of multiply() takes
-
-inline int64_t panels(int64_t count, int64_t width) { return (count + width - 1) / width; }
-inline int64_t packed_rows_size(int64_t rows, int64_t depth) {
-  return panels(rows, kTileRows) * kTileRows * depth;
-}
-inline int64_t packed_columns_size(int64_t columns, int64_t depth) {
-  return panels(columns, kTileColumns) * kTileColumns * depth;
-}
+inline constexpr int64_t kBlockRows = 192;          // rows that one call of product() takes at most
+inline constexpr int64_t kBlockDepth = 4 * kDepth;  // with this many steps they fit the second-level cache
+inline constexpr int64_t kTurnedColumns = 96;       // columns of B between two turns of tiles
+inline constexpr int64_t kScratch = (kBlockRows + kTileColumns) * kBlockDepth;  // floats product() works in
 
 // An operand seen from the packing: element (i, k) is data[i' * across + k' * along], where i runs over the
 // rows of A or the columns of B. Either index may go through ids: i' = ids[i], or k' = ids[k].
@@ -47,40 +49,75 @@ struct Source {
 
   int64_t at_across(int64_t i) const { return (across_ids != nullptr ? across_ids[i] : i) * across; }
   int64_t at_along(int64_t k) const { return (along_ids != nullptr ? along_ids[k] : k) * along; }
+  bool contiguous_across() const { return across == 1 && across_ids == nullptr; }
+  bool contiguous_along() const { return along == 1 && along_ids == nullptr; }
+
+  // The same from another i or k on.
+  Source past_across(int64_t i) const {
+    Source past = *this;
+    if (across_ids != nullptr)
+      past.across_ids += i;
+    else
+      past.data += i * across;
+    return past;
+  }
+  Source past_along(int64_t k) const {
+    Source past = *this;
+    if (along_ids != nullptr)
+      past.along_ids += k;
+    else
+      past.data += k * along;
+    return past;
+  }
 };
 
-inline constexpr int64_t kAhead = 16;  // rows prefetched while one is packed
+// ---- packing ----
+
+inline constexpr int64_t kAhead = 16;  // rows asked for while one is packed
 
 template <int width>
 void prefetch_row(const float* row) {
   for (int i = 0; i < width; i += kLineBytes / 4) __builtin_prefetch(row + i, 0, 3);
 }
 
-// to[j * width + i] = lines[i][k + j] for i and j below 4.
-inline void transpose_four(float* to, const float* const* lines, int64_t k, int64_t width) {
-  typedef float Four __attribute__((vector_size(16), may_alias, aligned(4)));
-  typedef int32_t Places __attribute__((vector_size(16)));
-  const auto row = [&](int i) { return *reinterpret_cast<const Four*>(lines[i] + k); };
-  const Four a = row(0), b = row(1), c = row(2), d = row(3);
-  const Four low = __builtin_shuffle(a, b, Places{0, 4, 1, 5}),
-             high = __builtin_shuffle(a, b, Places{2, 6, 3, 7});
-  const Four more_low = __builtin_shuffle(c, d, Places{0, 4, 1, 5});
-  const Four more_high = __builtin_shuffle(c, d, Places{2, 6, 3, 7});
-  const auto write = [&](int j, Four value) { *reinterpret_cast<Four*>(to + j * width) = value; };
-  write(0, __builtin_shuffle(low, more_low, Places{0, 1, 4, 5}));
-  write(1, __builtin_shuffle(low, more_low, Places{2, 3, 6, 7}));
-  write(2, __builtin_shuffle(high, more_high, Places{0, 1, 4, 5}));
-  write(3, __builtin_shuffle(high, more_high, Places{2, 3, 6, 7}));
+typedef float Four __attribute__((vector_size(16), may_alias, aligned(4)));
+
+// Writes the four floats of each quarter of 16 bytes, 4 * stride floats from one to the next.
+template <int quarter = 0>
+void scatter_quarters(float* to, int64_t stride, Floats values) {
+  constexpr int at = 4 * quarter;
+  *reinterpret_cast<Four*>(to + at * stride) =
+      __builtin_shufflevector(values, values, at, at + 1, at + 2, at + 3);
+  if constexpr (at + 4 < kFloatLanes) scatter_quarters<quarter + 1>(to, stride, values);
 }
 
-// Packs the panel whose first index is `first` of `count`: to[k * row + i], i below `width`.
-template <int width, int row = width>
+// to[j * width + i] = lines[i][k + j] for i below 4 and j below kFloatLanes.
+inline void transpose_four(float* to, const float* const* lines, int64_t k, int64_t width) {
+  Ints low{}, low_pairs{};
+  for (int i = 0; i < kFloatLanes; ++i) {
+    const int quarter = i / 4 * 4, pair = i % 4 / 2, other = i % 2;
+    low[i] = quarter + pair + other * kFloatLanes;
+    low_pairs[i] = quarter + other + pair * kFloatLanes;
+  }
+  const Ints high = low + 2, high_pairs = low_pairs + 2;
+  // Pairs of lines interleaved, then pairs of pairs: every quarter is a step of all four.
+  const Floats a = load(lines[0] + k), b = load(lines[1] + k), c = load(lines[2] + k), d = load(lines[3] + k);
+  const Floats ab_low = __builtin_shuffle(a, b, low), ab_high = __builtin_shuffle(a, b, high);
+  const Floats cd_low = __builtin_shuffle(c, d, low), cd_high = __builtin_shuffle(c, d, high);
+  scatter_quarters(to, width, __builtin_shuffle(ab_low, cd_low, low_pairs));
+  scatter_quarters(to + width, width, __builtin_shuffle(ab_low, cd_low, high_pairs));
+  scatter_quarters(to + 2 * width, width, __builtin_shuffle(ab_high, cd_high, low_pairs));
+  scatter_quarters(to + 3 * width, width, __builtin_shuffle(ab_high, cd_high, high_pairs));
+}
+
+// Packs the panel whose first index is `first` of `count`: to[k * width + i], i below `width`.
+template <int width>
 void pack_panel(float* to, const Source& source, int64_t first, int64_t count, int64_t depth) {
   const int64_t filled = count - first < width ? count - first : width;
-  if (source.across == 1 && source.across_ids == nullptr) {
+  if (source.contiguous_across()) {
     for (int64_t k = 0; k < depth; ++k) {
       const float* const from = source.data + first + source.at_along(k);
-      float* const line = to + k * row;
+      float* const line = to + k * width;
       // Rows far apart are not foreseen by the hardware.
       if (k + kAhead < depth) prefetch_row<width>(source.data + first + source.at_along(k + kAhead));
       if (filled == width) {
@@ -97,80 +134,112 @@ void pack_panel(float* to, const Source& source, int64_t first, int64_t count, i
     lines[i] = source.data + source.at_across(first + (i < filled ? i : 0));
   }
   int64_t k = 0;
-  if (source.along == 1 && source.along_ids == nullptr) {
-    for (; k + 4 <= depth; k += 4) {
+  if (source.contiguous_along()) {
+    for (; k + kFloatLanes <= depth; k += kFloatLanes) {
       int i = 0;
 #pragma GCC unroll 16
-      for (; i + 4 <= width; i += 4) transpose_four(to + k * row + i, lines + i, k, row);
+      for (; i + 4 <= width; i += 4) transpose_four(to + k * width + i, lines + i, k, width);
       for (; i < width; ++i) {
-        for (int j = 0; j < 4; ++j) to[(k + j) * row + i] = lines[i][k + j];
+        for (int j = 0; j < kFloatLanes; ++j) to[(k + j) * width + i] = lines[i][k + j];
       }
     }
   }
   for (; k < depth; ++k) {
     const int64_t at = source.at_along(k);
 #pragma GCC unroll 32
-    for (int i = 0; i < width; ++i) to[k * row + i] = lines[i][at];
+    for (int i = 0; i < width; ++i) to[k * width + i] = lines[i][at];
   }
   for (k = 0; filled < width && k < depth; ++k) {
-    for (int64_t i = filled; i < width; ++i) to[k * row + i] = 0.0f;
+    for (int64_t i = filled; i < width; ++i) to[k * width + i] = 0.0f;
   }
 }
 
-// Packs part of a panel of A from rows that lie in memory: to[c * kTileRows + r] = lines[r][c], c below
-// `count`.
-inline void pack_lines(float* to, const float* const* lines, int64_t count) {
-  int64_t c = 0;
-  for (; c + 4 <= count; c += 4) {
-    int r = 0;
-#pragma GCC unroll 4
-    for (; r + 4 <= kTileRows; r += 4) transpose_four(to + c * kTileRows + r, lines + r, c, kTileRows);
-    for (; r < kTileRows; ++r) {
-      for (int j = 0; j < 4; ++j) to[(c + j) * kTileRows + r] = lines[r][c + j];
+// Packs all panels; the one that begins with index i lies at to + i * depth.
+template <int width>
+void pack_panels(float* to, const Source& source, int64_t count, int64_t depth) {
+  int64_t i = 0;
+  if (source.contiguous_across()) {  // all whole panels of a row at once: its lines are read once, in order
+    const int64_t whole = count / width * width;
+    for (int64_t k = 0; k < depth; ++k) {
+      const float* const from = source.data + source.at_along(k);
+      for (i = 0; i < whole; i += width)
+        std::memcpy(to + i * depth + k * width, from + i, sizeof(float) * width);
     }
+    i = whole;
   }
-  for (; c < count; ++c) {
-    for (int r = 0; r < kTileRows; ++r) to[c * kTileRows + r] = lines[r][c];
-  }
+  for (; i < count; i += width) pack_panel<width>(to + i * depth, source, i, count, depth);
 }
 
-inline void pack_rows(float* to, const Source& source, int64_t first, int64_t rows, int64_t depth) {
-  for (int64_t i = first; i < first + rows; i += kTileRows) {
-    pack_panel<kTileRows>(to + (i - first) * depth, source, i, first + rows, depth);
-  }
-}
+// ---- tiles ----
 
-inline void pack_columns(float* to, const Source& source, int64_t first, int64_t columns, int64_t depth) {
-  for (int64_t j = first; j < first + columns; j += kTileColumns) {
-    pack_panel<kTileColumns>(to + (j - first) * depth, source, j, first + columns, depth);
-  }
-}
-
-// A tile of C in memory.
 struct alignas(kLineBytes) Tile {
   Floats row[kTileRows][kTileVectors];
-
-  const float* values(int r) const { return reinterpret_cast<const float*>(&row[r][0]); }
-  float* values(int r) { return reinterpret_cast<float*>(&row[r][0]); }
 };
 
-// tile (+)= a b over `depth` steps.
-inline void multiply_tile(Tile& tile, const float* a, const float* b, int64_t depth, bool first) {
+// What a tile takes from A: a packed panel, or kTileRows rows where they lie.
+struct Panel {
+  const float* at;
+
+  float operator()(int64_t k, int r) const { return at[k * kTileRows + r]; }
+};
+
+struct RowsInPlace {
+  const float* at[kTileRows / 3];  // every third row: few enough pointers for registers
+  int64_t stride;
+
+  RowsInPlace(const float* from, int64_t row_stride) : stride(row_stride) {
+    for (int i = 0; i < kTileRows / 3; ++i) at[i] = from + 3 * i * row_stride;
+  }
+  float operator()(int64_t k, int r) const { return at[r / 3][r % 3 * stride + k]; }
+};
+
+// Cache lines to be read soon: `lines` of them, from row to row, `of_row` in each.
+struct Ahead {
+  const float* row = nullptr;
+  int64_t stride = 0;
+  int64_t of_row = 1;
+  int64_t lines = 0;
+  int64_t place = 0;
+
+  template <bool to_write>
+  void ask() {
+    if (lines == 0) return;
+    --lines;
+    // What is written goes to the first level, what is read to the second: the first one is full.
+    __builtin_prefetch(row + place * (kLineBytes / 4), to_write, to_write ? 3 : 2);
+    if (++place < of_row) return;
+    place = 0;
+    row += stride;
+  }
+};
+
+// tile (+)= a b over `depth` steps, asking for a line of `ahead` and of `result` every other step.
+template <class Left>
+void multiply_tile(Tile& tile, const Left& a, const float* b, int64_t depth, bool first, Ahead ahead,
+                   Ahead result = {}) {
   Floats sum[kTileRows][kTileVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kTileVectors; ++v) sum[r][v] = first ? Floats{} : tile.row[r][v];
   }
-  for (int64_t k = 0; k < depth; ++k) {
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
     const Floats* const columns = reinterpret_cast<const Floats*>(b + k * kTileColumns);
     const Floats left = columns[0], right = columns[1];
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) {
-      sum[r][0] += a[k * kTileRows + r] * left;
-      sum[r][1] += a[k * kTileRows + r] * right;
+      sum[r][0] += a(k, r) * left;
+      sum[r][1] += a(k, r) * right;
     }
+  };
+  int64_t k = 0;
+  for (; k + 2 <= depth; k += 2) {
+    ahead.ask<false>();
+    result.ask<true>();
+    step(k);
+    step(k + 1);
   }
+  if (k < depth) step(k);
 #pragma GCC unroll 16
   for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 2
@@ -178,28 +247,158 @@ inline void multiply_tile(Tile& tile, const float* a, const float* b, int64_t de
   }
 }
 
-// C of `rows` packed rows (at most kBlockPanels panels) times `columns` packed columns. Calls
-// sink(row, rows_in_tile, column, columns_in_tile, tile) once per tile. `b` is aligned to kLineBytes.
-template <class Sink>
-void multiply(const float* a, int64_t rows, const float* b, int64_t columns, int64_t depth, Sink&& sink) {
-  Tile tiles[kBlockPanels];
+// ---- products ----
+
+// Rows of C: to[row * stride + column] = or += the product, plus a bias per column where there is one.
+struct Output {
+  float* to;
+  int64_t stride;
+  const float* bias = nullptr;
+  bool add = false;
+
+  void write(int64_t row, int64_t column, const float* values, int64_t count) const {
+    float* const at = to + row * stride + column;
+    for (int64_t c = 0; c < count; c += kFloatLanes) {
+      Floats value = load_some(values + c, count - c);
+      if (bias != nullptr) value += load_some(bias + column + c, count - c);
+      if (add) value += load_some(at + c, count - c);
+      store_some(at + c, value, count - c);
+    }
+  }
+};
+
+inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Rows of a left operand: the first `in_place` of them, whole tiles, are read where they lie, the others
+// packed.
+struct LeftRows {
+  Source source;
+  int64_t in_place, depth;
+  const float* packed;
+
+  LeftRows(const Source& from, int64_t count, int64_t from_place, int64_t steps, float* scratch)
+      : source(from), in_place(from_place), depth(steps), packed(scratch) {
+    pack_panels<kTileRows>(scratch, from.past_across(in_place), count - in_place, steps);
+  }
+
+  void multiply(Tile& tile, int64_t row, int64_t k, const float* b, int64_t steps, const Ahead& ahead,
+                const Ahead& result) const {
+    if (row < in_place) {
+      const RowsInPlace rows(source.data + row * source.across + k, source.across);
+      multiply_tile(tile, rows, b, steps, k == 0, ahead, result);
+    } else {
+      const Panel panel{packed + (row - in_place) * depth + k * kTileRows};
+      multiply_tile(tile, panel, b, steps, k == 0, ahead, result);
+    }
+  }
+};
+
+// Rows of B contiguous, or anyhow: a chunk of a panel is packed just before all rows of A use it.
+inline void product_by_columns(const Output& out, const LeftRows& a, int64_t rows, const Source& b,
+                               int64_t columns, int64_t depth) {
+  alignas(kLineBytes) float chunk[kDepth * kTileColumns];
+  Tile tiles[(kBlockRows + kTileRows - 1) / kTileRows];
+  const int64_t count = (rows + kTileRows - 1) / kTileRows;
   for (int64_t column = 0; column < columns; column += kTileColumns) {
-    const float* const panel = b + column * depth;
+    const int64_t filled = lesser(columns - column, kTileColumns);
     int64_t k = 0;
     do {  // once where depth is 0: then C is zero
-      const int64_t steps = depth - k < kDepth ? depth - k : kDepth;
-      for (int64_t row = 0; row < rows; row += kTileRows) {
-        multiply_tile(tiles[row / kTileRows], a + row * depth + k * kTileRows, panel + k * kTileColumns,
-                      steps, k == 0);
+      const int64_t steps = lesser(depth - k, kDepth);
+      const bool last = k + steps == depth;
+      pack_panel<kTileColumns>(chunk, b.past_along(k), column, columns, steps);
+      Ahead ahead;  // the next chunk, shared out between the tiles
+      if (b.contiguous_across() && b.along_ids == nullptr && (!last || column + kTileColumns < columns)) {
+        const int64_t next_steps = last ? lesser(depth, kDepth) : lesser(depth - k - steps, kDepth);
+        const int64_t each = (next_steps * kTileLines / count + kTileLines - 1) / kTileLines * kTileLines;
+        ahead = {b.data + (last ? column + kTileColumns : column + (k + steps) * b.along), b.along,
+                 kTileLines, each};
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = i * kTileRows;
+        Ahead result;
+        if (last)
+          result = {out.to + row * out.stride + column, out.stride, kTileLines,
+                    kTileLines * lesser(rows - row, kTileRows)};
+        a.multiply(tiles[i], row, k, chunk, steps, ahead, result);
+        ahead.row += ahead.lines / ahead.of_row * ahead.stride;
+        for (int r = 0; last && r < kTileRows && row + r < rows; ++r) {
+          out.write(row + r, column, reinterpret_cast<const float*>(tiles[i].row[r]), filled);
+        }
       }
       k += kDepth;
     } while (k < depth);
-    const int64_t columns_left = columns - column < kTileColumns ? columns - column : kTileColumns;
-    for (int64_t row = 0; row < rows; row += kTileRows) {
-      const int64_t rows_left = rows - row < kTileRows ? rows - row : kTileRows;
-      sink(row, static_cast<int>(rows_left), column, static_cast<int>(columns_left), tiles[row / kTileRows]);
+  }
+}
+
+// to[j * width + i] = tile[i][j].
+inline void turn(float* to, int64_t width, const Tile& tile) {
+  const float* lines[kTileRows];
+  for (int i = 0; i < kTileRows; ++i) lines[i] = reinterpret_cast<const float*>(tile.row[i]);
+  for (int j = 0; j < kTileColumns; j += kFloatLanes) {
+    int i = 0;
+#pragma GCC unroll 4
+    for (; i + 4 <= kTileRows; i += 4) transpose_four(to + j * width + i, lines + i, j, width);
+    for (; i < kTileRows; ++i) {
+      for (int c = 0; c < kFloatLanes; ++c) to[(j + c) * width + i] = lines[i][j + c];
     }
   }
+}
+
+// The product with A and B exchanged, and turned: columns of B are rows of tiles, `a` is packed in panels of
+// kTileColumns rows.
+inline void product_turned(const Output& out, const float* a, int64_t rows, const LeftRows& b,
+                           int64_t columns, int64_t depth) {
+  constexpr int64_t kPanels = kTurnedColumns / kTileRows;
+  Tile tiles[kPanels];
+  alignas(kLineBytes) float turned[kTileColumns * kTurnedColumns];
+  for (int64_t column = 0; column < columns; column += kTurnedColumns) {
+    const int64_t filled = lesser(columns - column, kTurnedColumns);
+    const int64_t count = (filled + kTileRows - 1) / kTileRows;
+    for (int64_t row = 0; row < rows; row += kTileColumns) {
+      int64_t k = 0;
+      do {
+        const int64_t steps = lesser(depth - k, kDepth);
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t first = column + i * kTileRows;
+          const float* const panel = a + row * depth + k * kTileColumns;
+          Ahead ahead;
+          if (row == 0 && first + kTileRows < b.in_place) {  // the columns of the next tile
+            const int64_t of_row = steps * 4 / kLineBytes;
+            ahead = {b.source.data + (first + kTileRows) * b.source.across + k, b.source.across,
+                     of_row > 0 ? of_row : 1, of_row * kTileRows};
+          }
+          b.multiply(tiles[i], first, k, panel, steps, ahead, {});
+        }
+        k += kDepth;
+      } while (k < depth);
+      for (int64_t i = 0; i < count; ++i) turn(turned + i * kTileRows, kTurnedColumns, tiles[i]);
+      for (int64_t r = 0; r < kTileColumns && row + r < rows; ++r) {
+        out.write(row + r, column, turned + r * kTurnedColumns, filled);
+      }
+    }
+  }
+}
+
+// Up to kBlockRows rows of C, from A (rows x depth) and B (depth x columns). `scratch` holds kScratch floats,
+// aligned to a cache line.
+inline void product(const Output& out, const Source& a, int64_t rows, const Source& b, int64_t columns,
+                    int64_t depth, float* scratch) {
+  const bool turned = b.contiguous_along() && !b.contiguous_across() && b.across_ids == nullptr;
+  int64_t k = 0;
+  do {
+    const int64_t steps = lesser(depth - k, kBlockDepth);
+    const Output part{out.to, out.stride, k == 0 ? out.bias : nullptr, out.add || k > 0};
+    const Source left = a.past_along(k), right = b.past_along(k);
+    if (turned) {
+      pack_panels<kTileColumns>(scratch, left, rows, steps);
+      const int64_t whole = columns / kTileRows * kTileRows;
+      const LeftRows columns_of_b(right, columns, whole, steps, scratch + kBlockRows * kBlockDepth);
+      product_turned(part, scratch, rows, columns_of_b, columns, steps);
+    } else {
+      product_by_columns(part, LeftRows(left, rows, 0, steps, scratch), rows, right, columns, steps);
+    }
+    k += kBlockDepth;
+  } while (k < depth);
 }
 
 }  // namespace gemm

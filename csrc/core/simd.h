@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -32,6 +33,18 @@ inline constexpr int kFloatLanes = kVectorBytes / static_cast<int>(sizeof(float)
 
 inline Floats load(const float* from) { return *reinterpret_cast<const UnalignedFloats*>(from); }
 inline void store(float* to, Floats value) { *reinterpret_cast<UnalignedFloats*>(to) = value; }
+
+// The first `count` lanes, or all where count is larger; the others are zero.
+inline Floats load_some(const float* from, int64_t count) {
+  if (count >= kFloatLanes) return load(from);
+  Floats value{};
+  std::memcpy(&value, from, static_cast<size_t>(count) * sizeof(float));
+  return value;
+}
+inline void store_some(float* to, Floats value, int64_t count) {
+  if (count >= kFloatLanes) return store(to, value);
+  std::memcpy(to, &value, static_cast<size_t>(count) * sizeof(float));
+}
 
 inline Bytes load(const char* from) { return *reinterpret_cast<const UnalignedBytes*>(from); }
 inline void store(char* to, Bytes value) { *reinterpret_cast<UnalignedBytes*>(to) = value; }

@@ -2,8 +2,8 @@
 //
 //     hidden[r] = x[token_ids[r]] w_in[e] + b_in[e],   y[r] = activate(hidden[r]) w_out[e] + b_out[e]
 //
-// for each row r of expert e. Rows are found while they are packed, so no gathered copy of x is made, and the
-// activated values of a block of rows stay in the second-level cache between the two products.
+// for each row r of expert e. A task takes a block of an expert's rows through both products; rows are found
+// while they are packed, so no gathered copy of x is made, and a block's hidden values stay in the caches.
 #pragma once
 
 #include <cstdint>
@@ -20,20 +20,7 @@ namespace tenfold::moe {
 namespace TENFOLD_LEVEL {
 namespace {
 
-constexpr int64_t kBlockRows = gemm::kBlockPanels * gemm::kTileRows;
-constexpr int64_t kBackwardRows = 1024;  // of an expert at a time: bounds the scratch of the backward pass
-
-Floats load_some(const float* from, int64_t count) {
-  if (count >= kFloatLanes) return load(from);
-  Floats value{};
-  std::memcpy(&value, from, static_cast<size_t>(count) * sizeof(float));
-  return value;
-}
-
-void store_some(float* to, Floats value, int64_t count) {
-  if (count >= kFloatLanes) return store(to, value);
-  std::memcpy(to, &value, static_cast<size_t>(count) * sizeof(float));
-}
+constexpr int64_t kPieceRows = gemm::kBlockDepth;  // rows whose share of a gradient is added up at once
 
 // ---- activations and their derivatives ----
 
@@ -81,9 +68,22 @@ void with_activation(Activation activation, F&& f) {
   }
 }
 
-// The gradient of `hidden` from that of the activated values; `activated` receives those values.
-void activate_row_backward(float* hidden_grad, float* activated, const float* grad, const float* hidden,
-                           int64_t width, Activation activation, bool gated) {
+// activated = activate(hidden), times the factors behind the values where gated. They may be the same memory.
+void activate_row(float* activated, const float* hidden, int64_t width, Activation activation, bool gated) {
+  with_activation(activation, [&](auto kind) {
+    for (int64_t h = 0; h < width; h += kFloatLanes) {
+      const int64_t count = width - h;
+      Floats value = activate<kind()>(load_some(hidden + h, count));
+      if (gated) value *= load_some(hidden + width + h, count);
+      store_some(activated + h, value, count);
+    }
+  });
+}
+
+// The first `width` values of `grad` are the gradient of the activated values; all of them become that of
+// `hidden`. `activated` receives the activated values.
+void activate_row_backward(float* grad, float* activated, const float* hidden, int64_t width,
+                           Activation activation, bool gated) {
   with_activation(activation, [&](auto kind) {
     for (int64_t h = 0; h < width; h += kFloatLanes) {
       const int64_t count = width - h;
@@ -91,128 +91,77 @@ void activate_row_backward(float* hidden_grad, float* activated, const float* gr
       const Floats value = activate<kind()>(x);
       if (gated) {
         const Floats factor = load_some(hidden + width + h, count);
-        store_some(hidden_grad + h, from * factor * slope<kind()>(x), count);
-        store_some(hidden_grad + width + h, from * value, count);
+        store_some(grad + h, from * factor * slope<kind()>(x), count);
+        store_some(grad + width + h, from * value, count);
         store_some(activated + h, value * factor, count);
       } else {
-        store_some(hidden_grad + h, from * slope<kind()>(x), count);
+        store_some(grad + h, from * slope<kind()>(x), count);
         store_some(activated + h, value, count);
       }
     }
   });
 }
 
-// ---- products ----
+// ---- blocks of rows ----
 
 using gemm::Source;
 
-void pack_columns_parallel(float* to, const Source& source, int64_t columns, int64_t depth) {
-  const int64_t panels = gemm::panels(columns, gemm::kTileColumns);
-  parallel_for(panels, 1 + (1 << 14) / (gemm::kTileColumns * depth + 1), [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * gemm::kTileColumns;
-    const int64_t last = end * gemm::kTileColumns < columns ? end * gemm::kTileColumns : columns;
-    for (int64_t j = first; j < last; j += gemm::kTileColumns) {
-      gemm::pack_panel<gemm::kTileColumns>(to + j * depth, source, j, columns, depth);
-    }
-  });
-}
-
-// Takes tiles of the hidden values: adds the bias, keeps them for the backward pass where `hidden` is not
-// null, and packs the activated ones as the left operand of the second product. A gated expert's panels hold
-// values in the first vector and their factors in the second.
-struct ActivateInto {
-  float* packed;
-  float* hidden;  // rows of `width`, twice that where gated
-  const float* bias;
-  int64_t width;
-  Activation activation;
-  bool gated;
-
-  void operator()(int64_t row, int rows, int64_t column, int, const gemm::Tile& tile) const {
-    const int64_t first = gated ? column / 2 : column;
-    const int64_t room = gated ? kFloatLanes : gemm::kTileColumns;
-    const int64_t count = width - first < room ? width - first : room;
-    alignas(kLineBytes) float value[gemm::kTileRows][gemm::kTileColumns];
-    const float* lines[gemm::kTileRows];
-    with_activation(activation, [&](auto kind) {
-      for (int r = 0; r < gemm::kTileRows; ++r) {
-        lines[r] = value[r];
-        float* const kept =
-            hidden != nullptr && r < rows ? hidden + (row + r) * (gated ? 2 : 1) * width : nullptr;
-        if (gated) {
-          const Floats x = finish(tile.row[r][0], kept, first, count);
-          store(value[r], activate<kind()>(x) * finish(tile.row[r][1], kept, width + first, count));
-        } else {
-          for (int v = 0; v * kFloatLanes < count; ++v) {
-            const int64_t at = v * kFloatLanes;
-            store(value[r] + at, activate<kind()>(finish(tile.row[r][v], kept, first + at, count - at)));
-          }
-        }
-      }
-    });
-    gemm::pack_lines(packed + row * width + first * gemm::kTileRows, lines, count);
-  }
-
- private:
-  Floats finish(Floats x, float* kept, int64_t at, int64_t count) const {
-    if (bias != nullptr) x += load_some(bias + at, count);
-    if (kept != nullptr) store_some(kept + at, x, count);
-    return x;
-  }
+// Rows of one expert that share a place in a sum: each expert's rows are cut every kPieceRows, whatever the
+// threads. An expert without rows is one empty piece, so that its gradients are written.
+struct Piece {
+  int64_t expert, begin, count;
+  bool first;
 };
 
-// Stores tiles into rows of `stride` elements that begin at `to`, with an optional bias per column.
-struct StoreRows {
-  float* to;
-  int64_t stride;
-  const float* bias;
-  bool add;
-
-  void operator()(int64_t row, int rows, int64_t column, int columns, const gemm::Tile& tile) const {
-    for (int r = 0; r < rows; ++r) {
-      float* const at = to + (row + r) * stride + column;
-      for (int c = 0; c < columns; c += kFloatLanes) {
-        Floats value = tile.row[r][c / kFloatLanes];
-        if (bias != nullptr) value += load_some(bias + column + c, columns - c);
-        if (add) value += load_some(at + c, columns - c);
-        store_some(at + c, value, columns - c);
-      }
-    }
-  }
+// A task: rows of a piece.
+struct Block {
+  int64_t piece, begin, count;
 };
 
-// Rows that one task takes: so that all threads have as many tasks.
-int64_t rows_of_task(int64_t rows) {
-  const int64_t threads = available_threads();
-  const int64_t rounds = (rows + kBlockRows * threads - 1) / (kBlockRows * threads);
-  const int64_t even = (rows + rounds * threads - 1) / (rounds * threads);
-  return gemm::panels(even, gemm::kTileRows) * gemm::kTileRows;
+int64_t first_row(const Experts& experts, int64_t e) { return e == 0 ? 0 : experts.offsets[e - 1]; }
+
+int64_t pieces_of(const Experts& f, int64_t e) {
+  const int64_t count = f.offsets[e] - first_row(f, e);
+  return count <= kPieceRows ? 1 : (count + kPieceRows - 1) / kPieceRows;
 }
 
-// to (m x n, rows of `stride`) = or += A B, for A (m x depth) and B (depth x n).
-void product(float* to, int64_t stride, bool add, const Source& a, int64_t m, const Source& b, int64_t n,
-             int64_t depth) {
-  FloatScratch columns(gemm::packed_columns_size(n, depth));
-  pack_columns_parallel(columns.data(), b, n, depth);
-  const int64_t task = rows_of_task(m);
-  parallel_for((m + task - 1) / task, 1, [&](int64_t begin, int64_t end) {
-    FloatScratch rows(gemm::packed_rows_size(task, depth));
-    for (int64_t first = begin * task; first < m && first < end * task; first += task) {
-      const int64_t count = m - first < task ? m - first : task;
-      gemm::pack_rows(rows.data(), a, first, count, depth);
-      gemm::multiply(rows.data(), count, columns.data(), n, depth,
-                     StoreRows{to + first * stride, stride, nullptr, add});
-    }
-  });
+int64_t count_pieces(const Experts& f) {
+  int64_t count = 0;
+  for (int64_t e = 0; e < f.experts; ++e) count += pieces_of(f, e);
+  return count;
 }
 
-void sum_columns(float* to, bool add, const float* from, int64_t stride, int64_t rows, int64_t width) {
-  parallel_for(width, 1 + (1 << 16) / (rows + 1), [&](int64_t begin, int64_t end) {
-    if (!add) std::memset(to + begin, 0, static_cast<size_t>(end - begin) * sizeof(float));
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = begin; c < end; ++c) to[c] += from[r * stride + c];
+void cut_pieces(const Experts& f, Piece* pieces) {
+  for (int64_t e = 0; e < f.experts; ++e) {
+    const int64_t begin = first_row(f, e), end = f.offsets[e];
+    for (int64_t p = 0; p < pieces_of(f, e); ++p) {
+      const int64_t from = begin + p * kPieceRows;
+      *pieces++ = {e, from, gemm::lesser(end - from, kPieceRows), p == 0};
     }
-  });
+  }
+}
+
+// Rows of a block: as many as a product takes, but few enough to give every thread a block.
+int64_t rows_of_block(int64_t rows) {
+  constexpr int64_t kStep = gemm::kTileColumns;
+  const int64_t even = (rows / available_threads() + kStep) / kStep * kStep;
+  return gemm::lesser(even, gemm::kBlockRows);
+}
+
+int64_t blocks_of(const Piece& piece, int64_t rows) { return (piece.count + rows - 1) / rows; }
+
+int64_t count_blocks(const Piece* pieces, int64_t count, int64_t rows) {
+  int64_t blocks = 0;
+  for (int64_t p = 0; p < count; ++p) blocks += blocks_of(pieces[p], rows);
+  return blocks;
+}
+
+void cut_blocks(const Piece* pieces, int64_t count, int64_t rows, Block* blocks) {
+  for (int64_t p = 0; p < count; ++p) {
+    for (int64_t at = 0; at < pieces[p].count; at += rows) {
+      *blocks++ = {p, pieces[p].begin + at, gemm::lesser(pieces[p].count - at, rows)};
+    }
+  }
 }
 
 // ---- the experts ----
@@ -224,7 +173,17 @@ Source source_of(const Weights& weights, int64_t expert, bool transposed) {
                     : Source{data, weights.column_stride, weights.row_stride};
 }
 
-int64_t first_row(const Experts& experts, int64_t e) { return e == 0 ? 0 : experts.offsets[e - 1]; }
+// Contiguous rows of `width` values as the left operand of a product, and as that of a product with the rows
+// turned.
+Source rows_of(const float* data, int64_t width) { return {data, width, 1}; }
+Source turned_rows_of(const float* data, int64_t width) { return {data, 1, width}; }
+
+Source tokens_of(const Experts& f, int64_t first) {
+  return {reinterpret_cast<const float*>(f.x.data), f.x.stride / 4, 1, f.token_ids + first};
+}
+Source turned_tokens_of(const Experts& f, int64_t first) {
+  return {reinterpret_cast<const float*>(f.x.data), 1, f.x.stride / 4, nullptr, f.token_ids + first};
+}
 
 int64_t bad_token(const Experts& experts) {
   for (int64_t r = 0; r < experts.rows; ++r) {
@@ -234,71 +193,68 @@ int64_t bad_token(const Experts& experts) {
   return kFine;
 }
 
-// Packs w_in of one expert; for a gated one, each panel holds columns of values and of their factors.
-void pack_inner(float* to, const Experts& f, int64_t expert) {
-  const Source source = source_of(f.w_in, expert, false);
-  if (!f.gated) return pack_columns_parallel(to, source, f.hidden, f.width);
-  Source factors = source;
-  factors.data += f.hidden * source.across;
-  constexpr int kHalf = kFloatLanes, kRow = gemm::kTileColumns;
-  parallel_for(gemm::panels(f.hidden, kHalf), 1 + (1 << 14) / (kRow * f.width + 1),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t p = begin; p < end; ++p) {
-                   float* const panel = to + p * kRow * f.width;
-                   gemm::pack_panel<kHalf, kRow>(panel, source, p * kHalf, f.hidden, f.width);
-                   gemm::pack_panel<kHalf, kRow>(panel + kHalf, factors, p * kHalf, f.hidden, f.width);
-                 }
-               });
-}
-
 int64_t experts_forward(const Experts& f, float* y, float* hidden) {
   const int64_t bad = bad_token(f);
   if (bad != kFine) return bad;
   const int64_t inner = f.gated ? 2 * f.hidden : f.hidden;
-  const int64_t columns = f.gated ? gemm::panels(f.hidden, kFloatLanes) * gemm::kTileColumns : f.hidden;
-  FloatScratch packed_in(gemm::packed_columns_size(columns, f.width));
-  FloatScratch packed_out(gemm::packed_columns_size(f.width, f.hidden));
-  for (int64_t e = 0; e < f.experts; ++e) {
-    const int64_t begin = first_row(f, e), count = f.offsets[e] - begin;
-    if (count <= 0) continue;
-    pack_inner(packed_in.data(), f, e);
-    pack_columns_parallel(packed_out.data(), source_of(f.w_out, e, false), f.width, f.hidden);
-    const float* const b_in = f.b_in != nullptr ? f.b_in + e * inner : nullptr;
-    const float* const b_out = f.b_out != nullptr ? f.b_out + e * f.width : nullptr;
-    const Source x{reinterpret_cast<const float*>(f.x.data), f.x.stride / 4, 1, f.token_ids + begin};
-    const int64_t task = rows_of_task(count);
-    parallel_for((count + task - 1) / task, 1, [&](int64_t first_task, int64_t last_task) {
-      FloatScratch rows(gemm::packed_rows_size(task, f.width));
-      FloatScratch activated(gemm::packed_rows_size(task, f.hidden));
-      for (int64_t i = first_task; i < last_task; ++i) {
-        const int64_t first = i * task, many = count - first < task ? count - first : task;
-        float* const kept = hidden != nullptr ? hidden + (begin + first) * inner : nullptr;
-        gemm::pack_rows(rows.data(), x, first, many, f.width);
-        gemm::multiply(rows.data(), many, packed_in.data(), columns, f.width,
-                       ActivateInto{activated.data(), kept, b_in, f.hidden, f.activation, f.gated});
-        gemm::multiply(activated.data(), many, packed_out.data(), f.width, f.hidden,
-                       StoreRows{y + (begin + first) * f.width, f.width, b_out, false});
+  const int64_t count = count_pieces(f), rows = rows_of_block(f.rows);
+  Scratch<Piece> pieces(count);
+  cut_pieces(f, pieces.data());
+  const int64_t many = count_blocks(pieces.data(), count, rows);
+  Scratch<Block> blocks(many);
+  cut_blocks(pieces.data(), count, rows, blocks.data());
+  parallel_for(many, 1, [&](int64_t first, int64_t last) {
+    FloatScratch scratch(gemm::kScratch);
+    FloatScratch own(rows * (hidden != nullptr ? f.hidden : inner));  // activated in place where not kept
+    for (int64_t i = first; i < last; ++i) {
+      const Block block = blocks[i];
+      const int64_t e = pieces[block.piece].expert;
+      const float* const b_in = f.b_in != nullptr ? f.b_in + e * inner : nullptr;
+      const float* const b_out = f.b_out != nullptr ? f.b_out + e * f.width : nullptr;
+      float* const before = hidden != nullptr ? hidden + block.begin * inner : own.data();
+      gemm::product({before, inner, b_in}, tokens_of(f, block.begin), block.count,
+                    source_of(f.w_in, e, false), inner, f.width, scratch.data());
+      for (int64_t r = 0; r < block.count; ++r) {
+        activate_row(own.data() + r * f.hidden, before + r * inner, f.hidden, f.activation, f.gated);
       }
-    });
-  }
+      gemm::product({y + block.begin * f.width, f.width, b_out}, rows_of(own.data(), f.hidden), block.count,
+                    source_of(f.w_out, e, false), f.width, f.hidden, scratch.data());
+    }
+  });
   return kFine;
 }
 
-// The gradient of one expert's weights: to (+)= left^T right, in the layout of `to`, one of whose strides
-// is 1.
-void weight_gradient(const WeightGrads& to, int64_t expert, bool add, const Source& left, int64_t m,
-                     const Source& right, int64_t n, int64_t depth) {
-  float* const data = to.data + expert * to.expert_stride;
-  if (to.column_stride == 1) return product(data, to.row_stride, add, left, m, right, n, depth);
-  product(data, to.column_stride, add, right, n, left, m, depth);
-}
+// The gradient of an expert's weights (m x n), to (+)= left^T right: its `part`-th block, in the layout of
+// `to`, one of whose strides is 1. Blocks are cut so that all of a layer's cost about as much.
+struct WeightGradient {
+  const WeightGrads& to;
+  int64_t m, n;
 
-void zero_gradient(const WeightGrads& to, int64_t expert, int64_t m, int64_t n) {
-  float* const data = to.data + expert * to.expert_stride;
-  const bool by_row = to.column_stride == 1;
-  for (int64_t i = 0; i < (by_row ? m : n); ++i) {
-    std::memset(data + i * (by_row ? to.row_stride : to.column_stride), 0,
-                static_cast<size_t>(by_row ? n : m) * sizeof(float));
+  static constexpr int64_t kRows = gemm::kBlockRows, kColumns = 2 * gemm::kBlockRows;
+
+  bool by_row() const { return to.column_stride == 1; }
+  int64_t down() const { return by_row() ? m : n; }
+  int64_t across() const { return by_row() ? n : m; }
+  int64_t parts_across() const { return (across() + kColumns - 1) / kColumns; }
+  int64_t parts() const { return (down() + kRows - 1) / kRows * parts_across(); }
+
+  void operator()(int64_t part, const Piece& piece, const Source& left, const Source& right,
+                  float* scratch) const {
+    const int64_t stride = by_row() ? to.row_stride : to.column_stride;
+    const int64_t row = part / parts_across() * kRows, column = part % parts_across() * kColumns;
+    float* const at = to.data + piece.expert * to.expert_stride + row * stride + column;
+    gemm::product({at, stride, nullptr, !piece.first}, (by_row() ? left : right).past_across(row),
+                  gemm::lesser(down() - row, kRows), (by_row() ? right : left).past_across(column),
+                  gemm::lesser(across() - column, kColumns), piece.count, scratch);
+  }
+};
+
+// The sums of columns [begin, end) of a piece's rows, which lie `width` apart.
+void sum_columns(float* to, bool add, const float* from, int64_t width, int64_t rows, int64_t begin,
+                 int64_t end) {
+  if (!add) std::memset(to + begin, 0, static_cast<size_t>(end - begin) * sizeof(float));
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = begin; c < end; ++c) to[c] += from[r * width + c];
   }
 }
 
@@ -308,63 +264,67 @@ int64_t experts_backward(const Experts& f, const float* hidden, const float* y_g
   const int64_t bad = bad_token(f);
   if (bad != kFine) return bad;
   const int64_t inner = f.gated ? 2 * f.hidden : f.hidden;
-  FloatScratch packed_in(gemm::packed_columns_size(f.width, inner));
-  FloatScratch packed_out(gemm::packed_columns_size(f.hidden, f.width));
-  int64_t most = 0;
-  for (int64_t e = 0; e < f.experts; ++e) {
-    const int64_t count = f.offsets[e] - first_row(f, e);
-    most = count > most ? count : most;
-  }
-  most = most < kBackwardRows ? most : kBackwardRows;
+  const int64_t all = count_pieces(f);
+  Scratch<Piece> every(all);
+  cut_pieces(f, every.data());
+  // Pieces are taken in groups, one of an expert in each: enough rows for all threads, few enough for a small
+  // scratch.
+  const int64_t most = gemm::lesser(f.rows, kPieceRows + available_threads() * gemm::kBlockRows);
   FloatScratch hidden_grad(most * inner), activated(most * f.hidden);
-  const float* const x = reinterpret_cast<const float*>(f.x.data);
-  const int64_t x_stride = f.x.stride / 4;
-  for (int64_t e = 0; e < f.experts; ++e) {
-    const int64_t begin = first_row(f, e), end = f.offsets[e];
-    if (end <= begin) {
-      zero_gradient(w_in_grad, e, f.width, inner);
-      zero_gradient(w_out_grad, e, f.hidden, f.width);
-      if (b_in_grad != nullptr) sum_columns(b_in_grad + e * inner, false, nullptr, 0, 0, inner);
-      if (b_out_grad != nullptr) sum_columns(b_out_grad + e * f.width, false, nullptr, 0, 0, f.width);
-      continue;
-    }
-    pack_columns_parallel(packed_out.data(), source_of(f.w_out, e, true), f.hidden, f.width);
-    pack_columns_parallel(packed_in.data(), source_of(f.w_in, e, true), f.width, inner);
-    for (int64_t part = begin; part < end; part += kBackwardRows) {
-      const int64_t count = end - part < kBackwardRows ? end - part : kBackwardRows;
-      const int64_t task = rows_of_task(count);
-      parallel_for((count + task - 1) / task, 1, [&](int64_t first_task, int64_t last_task) {
-        FloatScratch rows(gemm::packed_rows_size(task, f.width > inner ? f.width : inner));
-        FloatScratch grad(task * f.hidden);
-        for (int64_t i = first_task; i < last_task; ++i) {
-          const int64_t first = i * task, many = count - first < task ? count - first : task;
-          const int64_t row = part + first;
-          gemm::pack_rows(rows.data(), Source{y_grad + row * f.width, f.width, 1}, 0, many, f.width);
-          gemm::multiply(rows.data(), many, packed_out.data(), f.hidden, f.width,
-                         StoreRows{grad.data(), f.hidden, nullptr, false});
-          for (int64_t r = 0; r < many; ++r) {
-            activate_row_backward(hidden_grad.data() + (first + r) * inner,
-                                  activated.data() + (first + r) * f.hidden, grad.data() + r * f.hidden,
-                                  hidden + (row + r) * inner, f.hidden, f.activation, f.gated);
-          }
-          if (x_grad == nullptr) continue;
-          gemm::pack_rows(rows.data(), Source{hidden_grad.data() + first * inner, inner, 1}, 0, many, inner);
-          gemm::multiply(rows.data(), many, packed_in.data(), f.width, inner,
-                         StoreRows{x_grad + row * f.width, f.width, nullptr, false});
+  const WeightGradient in{w_in_grad, f.width, inner}, out{w_out_grad, f.hidden, f.width};
+  for (int64_t from = 0, to = 0; from < all; from = to) {
+    int64_t total = 0;
+    do {
+      total += every[to++].count;
+    } while (to < all && every[to].first && total + every[to].count <= most);
+    const Piece* const pieces = every.data() + from;
+    const int64_t count = to - from, begin = pieces[0].begin, rows = rows_of_block(total);
+    const int64_t many = count_blocks(pieces, count, rows);
+    Scratch<Block> blocks(many);
+    cut_blocks(pieces, count, rows, blocks.data());
+    parallel_for(many, 1, [&](int64_t first, int64_t last) {
+      FloatScratch scratch(gemm::kScratch);
+      for (int64_t i = first; i < last; ++i) {
+        const Block block = blocks[i];
+        const int64_t e = pieces[block.piece].expert;
+        float* const grad = hidden_grad.data() + (block.begin - begin) * inner;
+        float* const after = activated.data() + (block.begin - begin) * f.hidden;
+        gemm::product({grad, inner}, rows_of(y_grad + block.begin * f.width, f.width), block.count,
+                      source_of(f.w_out, e, true), f.hidden, f.width, scratch.data());
+        for (int64_t r = 0; r < block.count; ++r) {
+          activate_row_backward(grad + r * inner, after + r * f.hidden, hidden + (block.begin + r) * inner,
+                                f.hidden, f.activation, f.gated);
         }
-      });
-      const bool add = part > begin;
-      const Source tokens{x, 1, x_stride, nullptr, f.token_ids + part};
-      const Source before{hidden_grad.data(), 1, inner}, after{activated.data(), 1, f.hidden};
-      const Source out{y_grad + part * f.width, 1, f.width};
-      weight_gradient(w_in_grad, e, add, tokens, f.width, before, inner, count);
-      weight_gradient(w_out_grad, e, add, after, f.hidden, out, f.width, count);
-      if (b_in_grad != nullptr) {
-        sum_columns(b_in_grad + e * inner, add, hidden_grad.data(), inner, count, inner);
+        if (x_grad == nullptr) continue;
+        gemm::product({x_grad + block.begin * f.width, f.width}, rows_of(grad, inner), block.count,
+                      source_of(f.w_in, e, true), f.width, inner, scratch.data());
       }
-      if (b_out_grad != nullptr) {
-        sum_columns(b_out_grad + e * f.width, add, y_grad + part * f.width, f.width, count, f.width);
+    });
+    const int64_t parts = in.parts() + out.parts();
+    parallel_for(count * parts, 1, [&](int64_t first, int64_t last) {
+      FloatScratch scratch(gemm::kScratch);
+      for (int64_t i = first; i < last; ++i) {
+        const Piece& piece = pieces[i / parts];
+        const int64_t part = i % parts, row = piece.begin - begin;
+        if (part < in.parts()) {
+          in(part, piece, turned_tokens_of(f, piece.begin),
+             turned_rows_of(hidden_grad.data() + row * inner, inner), scratch.data());
+        } else {
+          out(part - in.parts(), piece, turned_rows_of(activated.data() + row * f.hidden, f.hidden),
+              turned_rows_of(y_grad + piece.begin * f.width, f.width), scratch.data());
+        }
       }
+    });
+    for (int64_t p = 0; p < count; ++p) {
+      const Piece& piece = pieces[p];
+      const auto sum = [&](float* grad, const float* values, int64_t width) {
+        if (grad == nullptr) return;
+        parallel_for(width, 1 + (1 << 16) / (piece.count + 1), [&](int64_t first, int64_t last) {
+          sum_columns(grad + piece.expert * width, !piece.first, values, width, piece.count, first, last);
+        });
+      };
+      sum(b_in_grad, hidden_grad.data() + (piece.begin - begin) * inner, inner);
+      sum(b_out_grad, y_grad + piece.begin * f.width, f.width);
     }
   }
   return kFine;
