@@ -73,16 +73,6 @@ char* statistics_of(const TensorView* view, int row) {
   return view != nullptr ? view->data + row * view->shape[1] * view->dtype.bytes() : nullptr;
 }
 
-// What is written: apart from what is read, or exactly that.
-void want_same_or_apart(const char* name, const TensorView& out, const char* input_name,
-                        const TensorView& input) {
-  const bool same = out.data == input.data && out.dtype == input.dtype &&
-                    std::equal(out.strides, out.strides + out.rank, input.strides);
-  if (same || !overlap(out, input)) return;
-  throw ValueError(std::string(name) + " shares memory with " + input_name +
-                   ", want its own memory or exactly that of " + input_name);
-}
-
 void want_eps(double eps) {
   if (std::isfinite(eps) && eps > 0) return;
   char shown[32];
@@ -350,47 +340,11 @@ void backward(const BackwardArrays& arrays, const Gradients& grads, char* scratc
 
 namespace {
 
-// Leading dimensions that all arrays can merge are merged; three may stay.
-class GridLayout {
- public:
-  GridLayout(const char* name, std::initializer_list<const TensorView*> views) {
-    const TensorView& x = **views.begin();
-    int64_t counts[kMaxRank];
-    for (int i = 0; i < x.rank - 1; ++i) {
-      if (x.shape[i] == 1) continue;
-      const bool merge = kept_ > 0 && std::all_of(views.begin(), views.end(), [&](const TensorView* view) {
-                           return view->strides[dimensions_[kept_ - 1]] == view->shape[i] * view->strides[i];
-                         });
-      if (merge) {
-        counts[kept_ - 1] *= x.shape[i];
-        dimensions_[kept_ - 1] = i;
-      } else {
-        counts[kept_] = x.shape[i];
-        dimensions_[kept_++] = i;
-      }
-    }
-    if (kept_ > 3 && x.count() > 0) {
-      throw ValueError(
-          std::string(name) + " has shape " + shape_of(x) +
-          " and more than three dimensions of rows that cannot be merged; want a contiguous array");
-    }
-    kept_ = std::min(kept_, 3);
-    for (int i = 0; i < 3; ++i) grid_.counts[i] = i < 3 - kept_ ? 1 : counts[i - 3 + kept_];
-    if (x.count() == 0) grid_.counts[0] = 0;
-    grid_.width = x.shape[x.rank - 1];
-  }
-
-  Grid grid() const { return grid_; }
-  GridRows rows(const TensorView& view) const {
-    GridRows rows{view.data, {}, element_of(view.dtype)};
-    for (int i = 0; i < kept_; ++i) rows.strides[i + 3 - kept_] = view.strides[dimensions_[i]];
-    return rows;
-  }
-
- private:
-  int kept_ = 0, dimensions_[kMaxRank];
-  Grid grid_;
-};
+GridRows rows_of(const GridLayout& layout, const TensorView& view) {
+  GridRows rows{view.data, {}, element_of(view.dtype)};
+  layout.strides(view, rows.strides);
+  return rows;
+}
 
 }  // namespace
 
@@ -401,7 +355,7 @@ void norm_rows(const TensorView& x, const TensorView& out, const TensorView& rst
   want_writable("out", out);
   want_rstd(rstd, "x", x);
   const GridLayout layout("x", {&x, &out});
-  const Norm task{layout.rows(x), layout.rows(out), rstd.data, eps, layout.grid()};
+  const Norm task{rows_of(layout, x), rows_of(layout, out), rstd.data, eps, layout.grid()};
   if constexpr (kBuiltWithCuda) {
     if (on_gpu(x)) return cuda::norm_rows(task, queue_of(x));
   }
@@ -416,8 +370,8 @@ void norm_rows_backward(const TensorView& grad, const TensorView& normalised, co
   want_writable("x_grad", x_grad);
   want_rstd(rstd, "grad", grad);
   const GridLayout layout("grad", {&grad, &normalised, &x_grad});
-  const NormBackward task{layout.rows(grad), layout.rows(normalised), layout.rows(x_grad), rstd.data,
-                          layout.grid()};
+  const NormBackward task{rows_of(layout, grad), rows_of(layout, normalised), rows_of(layout, x_grad),
+                          rstd.data, layout.grid()};
   if constexpr (kBuiltWithCuda) {
     if (on_gpu(grad)) return cuda::norm_rows_backward(task, queue_of(grad));
   }

@@ -111,14 +111,6 @@ struct Backward {
   }
 };
 
-// Row i of counts[0] counts[1] counts[2], the last index running fastest.
-struct Grid {
-  int64_t counts[3];
-  int64_t width;
-
-  TENFOLD_HOST_DEVICE int64_t rows() const { return counts[0] * counts[1] * counts[2]; }
-};
-
 struct GridRows {
   char* data;
   int64_t strides[3];  // bytes

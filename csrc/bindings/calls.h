@@ -4,9 +4,12 @@
 #include <pybind11/pybind11.h>
 
 #include <optional>
+#include <string>
 
 #include "bindings/exchange.h"
+#include "core/activation_kind.h"
 #include "core/deferred.h"
+#include "core/error.h"
 
 namespace tenfold::bindings {
 
@@ -35,5 +38,13 @@ struct Optional {
 
   std::optional<Array> array;
 };
+
+inline Activation activation_of(const std::string& name) {
+  if (name == "gelu") return Activation::gelu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  if (name == "silu") return Activation::silu;
+  if (name == "relu") return Activation::relu;
+  throw ValueError("activation is '" + name + "', want gelu, gelu_tanh, silu or relu");
+}
 
 }  // namespace tenfold::bindings

@@ -97,6 +97,7 @@ PYBIND11_MODULE(_core, module) {
              py::arg("dispatch"), "Tells the module how to ask torch for its state.");
   module.def("is_plain", &bindings::is_plain, py::arg("tensors"),
              "Whether torch has nothing more to do with these (None among them) than to run a kernel.");
+  bindings::bind_activation(module);
   bindings::bind_adaln(module);
   bindings::bind_attention(module);
   bindings::bind_moe(module);

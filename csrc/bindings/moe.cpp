@@ -98,14 +98,6 @@ void combine_backward(py::handle out_grad, py::handle y, py::handle gates, py::h
   });
 }
 
-moe::Activation activation_of(const std::string& name) {
-  if (name == "gelu") return moe::Activation::gelu;
-  if (name == "gelu_tanh") return moe::Activation::gelu_tanh;
-  if (name == "silu") return moe::Activation::silu;
-  if (name == "relu") return moe::Activation::relu;
-  throw ValueError("activation is '" + name + "', want gelu, gelu_tanh, silu or relu");
-}
-
 struct ExpertInputs {
   ExpertInputs(py::handle x, py::handle token_ids, py::handle offsets, py::handle w_in, py::handle w_out,
                py::handle b_in, py::handle b_out)

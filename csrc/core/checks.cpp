@@ -42,6 +42,15 @@ void want_apart(const TensorView& out, const char* name, const TensorView& input
     throw ValueError(std::string("out shares memory with ") + name + ", want its own memory");
 }
 
+void want_same_or_apart(const char* name, const TensorView& out, const char* input_name,
+                        const TensorView& input) {
+  const bool same = out.data == input.data && out.dtype == input.dtype &&
+                    std::equal(out.strides, out.strides + out.rank, input.strides);
+  if (same || !overlap(out, input)) return;
+  throw ValueError(std::string(name) + " shares memory with " + input_name +
+                   ", want its own memory or exactly that of " + input_name);
+}
+
 void want_shape(const char* name, const TensorView& view, std::initializer_list<int64_t> shape,
                 const char* said) {
   if (view.rank == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), view.shape)) {
@@ -69,6 +78,37 @@ void want_dense(const char* name, const TensorView& view, DType type, std::initi
     }
     stride *= view.shape[i];
   }
+}
+
+GridLayout::GridLayout(const char* name, std::initializer_list<const TensorView*> views) {
+  const TensorView& x = **views.begin();
+  int64_t counts[kMaxRank];
+  for (int i = 0; i < x.rank - 1; ++i) {
+    if (x.shape[i] == 1) continue;
+    const bool merge = kept_ > 0 && std::all_of(views.begin(), views.end(), [&](const TensorView* view) {
+                         return view->strides[dimensions_[kept_ - 1]] == view->shape[i] * view->strides[i];
+                       });
+    if (merge) {
+      counts[kept_ - 1] *= x.shape[i];
+      dimensions_[kept_ - 1] = i;
+    } else {
+      counts[kept_] = x.shape[i];
+      dimensions_[kept_++] = i;
+    }
+  }
+  if (kept_ > 3 && x.count() > 0) {
+    throw ValueError(
+        std::string(name) + " has shape " + shape_of(x) +
+        " and more than three dimensions of rows that cannot be merged; want a contiguous array");
+  }
+  kept_ = std::min(kept_, 3);
+  for (int i = 0; i < 3; ++i) grid_.counts[i] = i < 3 - kept_ ? 1 : counts[i - 3 + kept_];
+  if (x.count() == 0) grid_.counts[0] = 0;
+  grid_.width = x.shape[x.rank - 1];
+}
+
+void GridLayout::strides(const TensorView& view, int64_t (&strides)[3]) const {
+  for (int i = 0; i < 3; ++i) strides[i] = i < 3 - kept_ ? 0 : view.strides[dimensions_[i - 3 + kept_]];
 }
 
 }  // namespace tenfold

@@ -21,6 +21,10 @@ void want_writable(const char* name, const TensorView& out);
 void want_type(const char* name, const TensorView& view, std::initializer_list<DType> types);
 void want_apart(const TensorView& out, const char* name, const TensorView& input);
 
+// What is written: apart from what is read, or exactly that.
+void want_same_or_apart(const char* name, const TensorView& out, const char* input_name,
+                        const TensorView& input);
+
 // Exactly this shape; `said` explains it, such as "one per row".
 void want_shape(const char* name, const TensorView& view, std::initializer_list<int64_t> shape,
                 const char* said);
@@ -31,5 +35,18 @@ void want_contiguous_rows(const char* name, const TensorView& view);
 // Dense in memory, of this type and shape: what kernels write whole.
 void want_dense(const char* name, const TensorView& view, DType type, std::initializer_list<int64_t> shape,
                 const char* said);
+
+// How the rows of several arrays, of the same shape but for their last dimension, are walked through: leading
+// dimensions that all arrays can merge are merged, and three may stay. `name` is the first array's.
+class GridLayout {
+ public:
+  GridLayout(const char* name, std::initializer_list<const TensorView*> views);
+  const Grid& grid() const { return grid_; }                          // of the first array's width
+  void strides(const TensorView& view, int64_t (&strides)[3]) const;  // in bytes
+
+ private:
+  int kept_ = 0, dimensions_[kMaxRank];
+  Grid grid_;
+};
 
 }  // namespace tenfold

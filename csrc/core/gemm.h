@@ -1,14 +1,10 @@
 // Single-precision matrix products C = A B, a block of rows of C at a time.
 //
 // A tile of C stays in registers over kDepth steps of k, so that what it reads of B stays in the first-level
-// cache. A's rows are packed into panels of kTileRows rows, B's columns into panels of kTileColumns columns:
-//   - B's rows contiguous: A's block is packed once, B a chunk at a time, just before the chunk is used.
-//   Nothing
-//     packed goes back to memory, and threads share nothing.
-//   - B's columns contiguous, as those of a transposed weight: A and B change places. A's rows become the
-//   columns
-//     of tiles, B's columns are read where they lie, one element broadcast, and tiles are stored turned.
-// What memory will be read next is asked for while tiles are multiplied: the processor does not foresee it.
+// cache. A's rows are packed into panels of kTileRows rows, once; B's columns into panels of kTileColumns
+// columns, a chunk at a time, just before all rows of A use it: nothing packed goes back to memory, and
+// threads share nothing. What packing will read next is asked for while tiles are multiplied: the processor
+// does not foresee it.
 //
 // Every element is added up in the order of k, in parts whose bounds depend on k alone: the same bits always,
 // for blocks of any size and any number of threads.
@@ -36,8 +32,7 @@ inline constexpr int64_t kTileLines = (kTileColumns * 4 + kLineBytes - 1) / kLin
 inline constexpr int64_t kDepth = 192;
 inline constexpr int64_t kBlockRows = 192;          // rows that one call of product() takes at most
 inline constexpr int64_t kBlockDepth = 4 * kDepth;  // with this many steps they fit the second-level cache
-inline constexpr int64_t kTurnedColumns = 96;       // columns of B between two turns of tiles
-inline constexpr int64_t kScratch = (kBlockRows + kTileColumns) * kBlockDepth;  // floats product() works in
+inline constexpr int64_t kScratch = (kBlockRows + kTileRows) * kBlockDepth;  // floats product() works in
 
 // An operand seen from the packing: element (i, k) is data[i' * across + k' * along], where i runs over the
 // rows of A or the columns of B. Either index may go through ids: i' = ids[i], or k' = ids[k].
@@ -176,28 +171,11 @@ struct alignas(kLineBytes) Tile {
   Floats row[kTileRows][kTileVectors];
 };
 
-// What a tile takes from A: a packed panel, or kTileRows rows where they lie.
-struct Panel {
-  const float* at;
-
-  float operator()(int64_t k, int r) const { return at[k * kTileRows + r]; }
-};
-
-struct RowsInPlace {
-  const float* at[kTileRows / 3];  // every third row: few enough pointers for registers
-  int64_t stride;
-
-  RowsInPlace(const float* from, int64_t row_stride) : stride(row_stride) {
-    for (int i = 0; i < kTileRows / 3; ++i) at[i] = from + 3 * i * row_stride;
-  }
-  float operator()(int64_t k, int r) const { return at[r / 3][r % 3 * stride + k]; }
-};
-
 // Cache lines to be read soon: `lines` of them, from row to row, `of_row` in each.
 struct Ahead {
   const float* row = nullptr;
   int64_t stride = 0;
-  int64_t of_row = 1;
+  int64_t of_row = 0;
   int64_t lines = 0;
   int64_t place = 0;
 
@@ -213,10 +191,10 @@ struct Ahead {
   }
 };
 
-// tile (+)= a b over `depth` steps, asking for a line of `ahead` and of `result` every other step.
-template <class Left>
-void multiply_tile(Tile& tile, const Left& a, const float* b, int64_t depth, bool first, Ahead ahead,
-                   Ahead result = {}) {
+// tile (+)= a b over `depth` steps of packed panels, asking for a line of `ahead` and of `result` every other
+// step.
+inline void multiply_tile(Tile& tile, const float* a, const float* b, int64_t depth, bool first, Ahead& ahead,
+                          Ahead result) {
   Floats sum[kTileRows][kTileVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kTileRows; ++r) {
@@ -228,8 +206,8 @@ void multiply_tile(Tile& tile, const Left& a, const float* b, int64_t depth, boo
     const Floats left = columns[0], right = columns[1];
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) {
-      sum[r][0] += a(k, r) * left;
-      sum[r][1] += a(k, r) * right;
+      sum[r][0] += a[k * kTileRows + r] * left;
+      sum[r][1] += a[k * kTileRows + r] * right;
     }
   };
   int64_t k = 0;
@@ -269,113 +247,46 @@ struct Output {
 
 inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Rows of a left operand: the first `in_place` of them, whole tiles, are read where they lie, the others
-// packed.
-struct LeftRows {
-  Source source;
-  int64_t in_place, depth;
-  const float* packed;
+// The lines that packing the panel of `source` at (first, k) will read: none where they lie singly.
+inline Ahead lines_of_panel(const Source& source, int64_t first, int64_t k, int64_t steps) {
+  if (source.across_ids != nullptr || source.along_ids != nullptr) return {};
+  const float* const from = source.data + first * source.across + k * source.along;
+  if (source.across == 1) return {from, source.along, kTileLines, kTileLines * steps};
+  const int64_t lines = steps * 4 / kLineBytes;
+  return source.along == 1 ? Ahead{from, source.across, lines, lines * kTileColumns} : Ahead{};
+}
 
-  LeftRows(const Source& from, int64_t count, int64_t from_place, int64_t steps, float* scratch)
-      : source(from), in_place(from_place), depth(steps), packed(scratch) {
-    pack_panels<kTileRows>(scratch, from.past_across(in_place), count - in_place, steps);
-  }
-
-  void multiply(Tile& tile, int64_t row, int64_t k, const float* b, int64_t steps, const Ahead& ahead,
-                const Ahead& result) const {
-    if (row < in_place) {
-      const RowsInPlace rows(source.data + row * source.across + k, source.across);
-      multiply_tile(tile, rows, b, steps, k == 0, ahead, result);
-    } else {
-      const Panel panel{packed + (row - in_place) * depth + k * kTileRows};
-      multiply_tile(tile, panel, b, steps, k == 0, ahead, result);
-    }
-  }
-};
-
-// Rows of B contiguous, or anyhow: a chunk of a panel is packed just before all rows of A use it.
-inline void product_by_columns(const Output& out, const LeftRows& a, int64_t rows, const Source& b,
-                               int64_t columns, int64_t depth) {
+// `a` packed, `rows` of it.
+inline void multiply(const Output& out, const float* a, int64_t rows, const Source& b, int64_t columns,
+                     int64_t depth) {
   alignas(kLineBytes) float chunk[kDepth * kTileColumns];
   Tile tiles[(kBlockRows + kTileRows - 1) / kTileRows];
-  const int64_t count = (rows + kTileRows - 1) / kTileRows;
   for (int64_t column = 0; column < columns; column += kTileColumns) {
     const int64_t filled = lesser(columns - column, kTileColumns);
     int64_t k = 0;
     do {  // once where depth is 0: then C is zero
-      const int64_t steps = lesser(depth - k, kDepth);
-      const bool last = k + steps == depth;
+      const int64_t steps = lesser(depth - k, kDepth), next = k + steps;
+      const bool last = next == depth;
       pack_panel<kTileColumns>(chunk, b.past_along(k), column, columns, steps);
-      Ahead ahead;  // the next chunk, shared out between the tiles
-      if (b.contiguous_across() && b.along_ids == nullptr && (!last || column + kTileColumns < columns)) {
-        const int64_t next_steps = last ? lesser(depth, kDepth) : lesser(depth - k - steps, kDepth);
-        const int64_t each = (next_steps * kTileLines / count + kTileLines - 1) / kTileLines * kTileLines;
-        ahead = {b.data + (last ? column + kTileColumns : column + (k + steps) * b.along), b.along,
-                 kTileLines, each};
+      Ahead ahead;  // of the next chunk, where that is a whole one
+      if (!last && depth - next >= kDepth) {
+        ahead = lines_of_panel(b, column, next, kDepth);
+      } else if (last && columns - column >= 2 * kTileColumns) {
+        ahead = lines_of_panel(b, column + kTileColumns, 0, lesser(depth, kDepth));
       }
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = i * kTileRows;
+      for (int64_t row = 0; row < rows; row += kTileRows) {
+        Tile& tile = tiles[row / kTileRows];
         Ahead result;
+        const int64_t rows_left = lesser(rows - row, kTileRows);
         if (last)
-          result = {out.to + row * out.stride + column, out.stride, kTileLines,
-                    kTileLines * lesser(rows - row, kTileRows)};
-        a.multiply(tiles[i], row, k, chunk, steps, ahead, result);
-        ahead.row += ahead.lines / ahead.of_row * ahead.stride;
-        for (int r = 0; last && r < kTileRows && row + r < rows; ++r) {
-          out.write(row + r, column, reinterpret_cast<const float*>(tiles[i].row[r]), filled);
+          result = {out.to + row * out.stride + column, out.stride, kTileLines, kTileLines * rows_left};
+        multiply_tile(tile, a + row * depth + k * kTileRows, chunk, steps, k == 0, ahead, result);
+        for (int64_t r = 0; last && r < rows_left; ++r) {
+          out.write(row + r, column, reinterpret_cast<const float*>(tile.row[r]), filled);
         }
       }
-      k += kDepth;
+      k = next;
     } while (k < depth);
-  }
-}
-
-// to[j * width + i] = tile[i][j].
-inline void turn(float* to, int64_t width, const Tile& tile) {
-  const float* lines[kTileRows];
-  for (int i = 0; i < kTileRows; ++i) lines[i] = reinterpret_cast<const float*>(tile.row[i]);
-  for (int j = 0; j < kTileColumns; j += kFloatLanes) {
-    int i = 0;
-#pragma GCC unroll 4
-    for (; i + 4 <= kTileRows; i += 4) transpose_four(to + j * width + i, lines + i, j, width);
-    for (; i < kTileRows; ++i) {
-      for (int c = 0; c < kFloatLanes; ++c) to[(j + c) * width + i] = lines[i][j + c];
-    }
-  }
-}
-
-// The product with A and B exchanged, and turned: columns of B are rows of tiles, `a` is packed in panels of
-// kTileColumns rows.
-inline void product_turned(const Output& out, const float* a, int64_t rows, const LeftRows& b,
-                           int64_t columns, int64_t depth) {
-  constexpr int64_t kPanels = kTurnedColumns / kTileRows;
-  Tile tiles[kPanels];
-  alignas(kLineBytes) float turned[kTileColumns * kTurnedColumns];
-  for (int64_t column = 0; column < columns; column += kTurnedColumns) {
-    const int64_t filled = lesser(columns - column, kTurnedColumns);
-    const int64_t count = (filled + kTileRows - 1) / kTileRows;
-    for (int64_t row = 0; row < rows; row += kTileColumns) {
-      int64_t k = 0;
-      do {
-        const int64_t steps = lesser(depth - k, kDepth);
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t first = column + i * kTileRows;
-          const float* const panel = a + row * depth + k * kTileColumns;
-          Ahead ahead;
-          if (row == 0 && first + kTileRows < b.in_place) {  // the columns of the next tile
-            const int64_t of_row = steps * 4 / kLineBytes;
-            ahead = {b.source.data + (first + kTileRows) * b.source.across + k, b.source.across,
-                     of_row > 0 ? of_row : 1, of_row * kTileRows};
-          }
-          b.multiply(tiles[i], first, k, panel, steps, ahead, {});
-        }
-        k += kDepth;
-      } while (k < depth);
-      for (int64_t i = 0; i < count; ++i) turn(turned + i * kTileRows, kTurnedColumns, tiles[i]);
-      for (int64_t r = 0; r < kTileColumns && row + r < rows; ++r) {
-        out.write(row + r, column, turned + r * kTurnedColumns, filled);
-      }
-    }
   }
 }
 
@@ -383,20 +294,12 @@ inline void product_turned(const Output& out, const float* a, int64_t rows, cons
 // aligned to a cache line.
 inline void product(const Output& out, const Source& a, int64_t rows, const Source& b, int64_t columns,
                     int64_t depth, float* scratch) {
-  const bool turned = b.contiguous_along() && !b.contiguous_across() && b.across_ids == nullptr;
   int64_t k = 0;
   do {
     const int64_t steps = lesser(depth - k, kBlockDepth);
-    const Output part{out.to, out.stride, k == 0 ? out.bias : nullptr, out.add || k > 0};
-    const Source left = a.past_along(k), right = b.past_along(k);
-    if (turned) {
-      pack_panels<kTileColumns>(scratch, left, rows, steps);
-      const int64_t whole = columns / kTileRows * kTileRows;
-      const LeftRows columns_of_b(right, columns, whole, steps, scratch + kBlockRows * kBlockDepth);
-      product_turned(part, scratch, rows, columns_of_b, columns, steps);
-    } else {
-      product_by_columns(part, LeftRows(left, rows, 0, steps, scratch), rows, right, columns, steps);
-    }
+    pack_panels<kTileRows>(scratch, a.past_along(k), rows, steps);
+    multiply({out.to, out.stride, k == 0 ? out.bias : nullptr, out.add || k > 0}, scratch, rows,
+             b.past_along(k), columns, steps);
     k += kBlockDepth;
   } while (k < depth);
 }

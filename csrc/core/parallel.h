@@ -53,6 +53,29 @@ void parallel_for(int64_t count, int64_t grain, Body&& body) {
 #endif
 }
 
+// The same for tasks that take long or differ: threads take the next one as they become free. Calls
+// body(next) once on each thread; next() gives the number of another task, or one from `count` on when there
+// is none left. The body must write each task's results independently of who runs it.
+template <class Body>
+void parallel_tasks(int64_t count, Body&& body) {
+  if (count <= 0) return;
+  int64_t taken = 0;
+  const int64_t threads = available_threads();
+  if (threads == 1 || count == 1) {
+    body([&] { return taken++; });
+    return;
+  }
+#ifdef _OPENMP
+#pragma omp parallel num_threads(static_cast<int>(threads < count ? threads : count))
+  body([&] {
+    int64_t mine;
+#pragma omp atomic capture
+    mine = taken++;
+    return mine;
+  });
+#endif
+}
+
 // Memory for one call of a loop's body. Not std::vector: its functions are weak symbols outside our
 // namespace (see level.h). Contents start undefined.
 template <class T>

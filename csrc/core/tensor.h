@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "core/level.h"
+
 namespace tenfold {
 
 inline constexpr int kMaxRank = 8;
@@ -55,6 +57,14 @@ struct TensorView {
     for (int i = 0; i < rank; ++i) n *= shape[i];
     return n;
   }
+};
+
+// Row i of counts[0] counts[1] counts[2], the last index running fastest.
+struct Grid {
+  int64_t counts[3];
+  int64_t width;
+
+  TENFOLD_HOST_DEVICE int64_t rows() const { return counts[0] * counts[1] * counts[2]; }
 };
 
 // Where the kernels of a GPU run.

@@ -9,11 +9,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/activation.h"
 #include "core/gemm.h"
 #include "core/level.h"
 #include "core/parallel.h"
 #include "core/simd.h"
-#include "core/vecmath.h"
 #include "moe/moe.h"
 
 namespace tenfold::moe {
@@ -22,58 +22,14 @@ namespace {
 
 constexpr int64_t kPieceRows = gemm::kBlockDepth;  // rows whose share of a gradient is added up at once
 
-// ---- activations and their derivatives ----
-
-constexpr float kGeluInner = 0.044715f, kGeluScale = 0.79788456080286536f;  // sqrt(2 / pi)
-constexpr float kNormalDensity = 0.39894228040143268f;                      // 1 / sqrt(2 pi)
-
-template <Activation activation>
-Floats activate(Floats x) {
-  if constexpr (activation == Activation::gelu) return x * normal_cdf(x);
-  if constexpr (activation == Activation::gelu_tanh) {
-    return 0.5f * x * (1.0f + tanh(kGeluScale * (x + kGeluInner * x * x * x)));
-  }
-  if constexpr (activation == Activation::silu) return x * sigmoid(x);
-  return x > 0.0f ? x : Floats{};
-}
-
-template <Activation activation>
-Floats slope(Floats x) {
-  if constexpr (activation == Activation::gelu) {
-    return normal_cdf(x) + x * (kNormalDensity * exp(-0.5f * x * x));
-  }
-  if constexpr (activation == Activation::gelu_tanh) {
-    const Floats t = tanh(kGeluScale * (x + kGeluInner * x * x * x));
-    const Floats inner = kGeluScale * (1.0f + 3.0f * kGeluInner * x * x);
-    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner;
-  }
-  if constexpr (activation == Activation::silu) {
-    const Floats s = sigmoid(x);
-    return s * (1.0f + x * (1.0f - s));
-  }
-  return x > 0.0f ? Floats{} + 1.0f : Floats{};
-}
-
-template <class F>
-void with_activation(Activation activation, F&& f) {
-  switch (activation) {
-    case Activation::gelu:
-      return f(std::integral_constant<Activation, Activation::gelu>{});
-    case Activation::gelu_tanh:
-      return f(std::integral_constant<Activation, Activation::gelu_tanh>{});
-    case Activation::silu:
-      return f(std::integral_constant<Activation, Activation::silu>{});
-    case Activation::relu:
-      return f(std::integral_constant<Activation, Activation::relu>{});
-  }
-}
+// ---- activations ----
 
 // activated = activate(hidden), times the factors behind the values where gated. They may be the same memory.
 void activate_row(float* activated, const float* hidden, int64_t width, Activation activation, bool gated) {
   with_activation(activation, [&](auto kind) {
     for (int64_t h = 0; h < width; h += kFloatLanes) {
       const int64_t count = width - h;
-      Floats value = activate<kind()>(load_some(hidden + h, count));
+      Floats value = apply_activation<kind()>(load_some(hidden + h, count));
       if (gated) value *= load_some(hidden + width + h, count);
       store_some(activated + h, value, count);
     }
@@ -88,15 +44,16 @@ void activate_row_backward(float* grad, float* activated, const float* hidden, i
     for (int64_t h = 0; h < width; h += kFloatLanes) {
       const int64_t count = width - h;
       const Floats x = load_some(hidden + h, count), from = load_some(grad + h, count);
-      const Floats value = activate<kind()>(x);
       if (gated) {
         const Floats factor = load_some(hidden + width + h, count);
-        store_some(grad + h, from * factor * slope<kind()>(x), count);
-        store_some(grad + width + h, from * value, count);
-        store_some(activated + h, value * factor, count);
+        const ActivatedFloats done = apply_activation<kind()>(x, from * factor);
+        store_some(grad + h, done.grad, count);
+        store_some(grad + width + h, from * done.value, count);
+        store_some(activated + h, done.value * factor, count);
       } else {
-        store_some(grad + h, from * slope<kind()>(x), count);
-        store_some(activated + h, value, count);
+        const ActivatedFloats done = apply_activation<kind()>(x, from);
+        store_some(grad + h, done.grad, count);
+        store_some(activated + h, done.value, count);
       }
     }
   });
@@ -203,10 +160,10 @@ int64_t experts_forward(const Experts& f, float* y, float* hidden) {
   const int64_t many = count_blocks(pieces.data(), count, rows);
   Scratch<Block> blocks(many);
   cut_blocks(pieces.data(), count, rows, blocks.data());
-  parallel_for(many, 1, [&](int64_t first, int64_t last) {
+  parallel_tasks(many, [&](auto&& next) {
     FloatScratch scratch(gemm::kScratch);
     FloatScratch own(rows * (hidden != nullptr ? f.hidden : inner));  // activated in place where not kept
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i = next(); i < many; i = next()) {
       const Block block = blocks[i];
       const int64_t e = pieces[block.piece].expert;
       const float* const b_in = f.b_in != nullptr ? f.b_in + e * inner : nullptr;
@@ -282,9 +239,9 @@ int64_t experts_backward(const Experts& f, const float* hidden, const float* y_g
     const int64_t many = count_blocks(pieces, count, rows);
     Scratch<Block> blocks(many);
     cut_blocks(pieces, count, rows, blocks.data());
-    parallel_for(many, 1, [&](int64_t first, int64_t last) {
+    parallel_tasks(many, [&](auto&& next) {
       FloatScratch scratch(gemm::kScratch);
-      for (int64_t i = first; i < last; ++i) {
+      for (int64_t i = next(); i < many; i = next()) {
         const Block block = blocks[i];
         const int64_t e = pieces[block.piece].expert;
         float* const grad = hidden_grad.data() + (block.begin - begin) * inner;
@@ -301,9 +258,9 @@ int64_t experts_backward(const Experts& f, const float* hidden, const float* y_g
       }
     });
     const int64_t parts = in.parts() + out.parts();
-    parallel_for(count * parts, 1, [&](int64_t first, int64_t last) {
+    parallel_tasks(count * parts, [&](auto&& next) {
       FloatScratch scratch(gemm::kScratch);
-      for (int64_t i = first; i < last; ++i) {
+      for (int64_t i = next(); i < count * parts; i = next()) {
         const Piece& piece = pieces[i / parts];
         const int64_t part = i % parts, row = piece.begin - begin;
         if (part < in.parts()) {

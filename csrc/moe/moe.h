@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "core/activation_kind.h"
 #include "core/isa.h"
 #include "core/tensor.h"
 
@@ -63,8 +64,6 @@ void combine(const TensorView& y, const TensorView* gates, const TensorView& sta
 // gates_grad[r] = y[r] . out_grad[token_ids[r]].
 void combine_backward(const TensorView& out_grad, const TensorView& y, const TensorView& gates,
                       const TensorView& token_ids, const TensorView* y_grad, const TensorView& gates_grad);
-
-enum class Activation : int { gelu, gelu_tanh, silu, relu };
 
 // Experts of one hidden layer, float32. x (T, D), token_ids (R), offsets (E), w_in (E, D, I), w_out (E, H, D)
 // of any strides; b_in (E, I) and b_out (E, D) may be null. I = H, or 2 H where `gated`: then the second half

@@ -4,7 +4,15 @@ Compiled kernels of tenfold. Use tenfold.ops instead: it documents and checks.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['adaln_backward', 'adaln_forward', 'attention_backward', 'attention_forward', 'build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'experts_backward', 'experts_forward', 'gather_patches', 'is_plain', 'isa', 'isas_compiled', 'isas_supported', 'keep_freed_memory', 'keep_ids_from_ranks', 'last_level_cache', 'moe_combine', 'moe_combine_backward', 'moe_dispatch', 'norm_rows', 'norm_rows_backward', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'route_backward', 'route_expert_choice', 'route_ids', 'route_topk', 'sanitizers', 'synchronize', 'threads']
+__all__: list[str] = ['activate', 'activate_backward', 'adaln_backward', 'adaln_forward', 'attention_backward', 'attention_forward', 'build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'experts_backward', 'experts_forward', 'gather_patches', 'is_plain', 'isa', 'isas_compiled', 'isas_supported', 'keep_freed_memory', 'keep_ids_from_ranks', 'last_level_cache', 'moe_combine', 'moe_combine_backward', 'moe_dispatch', 'norm_rows', 'norm_rows_backward', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'route_backward', 'route_expert_choice', 'route_ids', 'route_topk', 'sanitizers', 'synchronize', 'threads']
+def activate(x: typing.Any, out: typing.Any, activation: str, gated: bool) -> None:
+    """
+    out = f(x), or, where gated, f of the first half of each row times the second.
+    """
+def activate_backward(grad: typing.Any, x: typing.Any, x_grad: typing.Any, activated: typing.Any, activation: str, gated: bool) -> None:
+    """
+    x_grad, which may be x or grad; activated, which may be grad or None, receives the values.
+    """
 def adaln_backward(x: typing.Any, statistics: typing.Any, branch: typing.Any, gate: typing.Any, scale: typing.Any, weight: typing.Any, bias: typing.Any, residual_grad: typing.Any, h_grad: typing.Any, grads: typing.Any) -> None:
     """
     Fills the gradients (x, branch, gate, shift, scale, weight, bias); None for what is not wanted.

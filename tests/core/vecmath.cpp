@@ -3,21 +3,41 @@
 
 #include <cstdio>
 #include <cstring>
+#include <string>
 #include <vector>
 
+#include "core/activation.h"
+
+namespace {
+
+using namespace tenfold;
+
+Floats value_of(const char* name, Floats x) {
+  const auto named = [&](const std::string& other) { return other == name; };
+  if (named("exp")) return exp(x);
+  if (named("exp2_of_negative")) return exp2_of_negative(x);
+  if (named("reciprocal")) return reciprocal(x);
+  if (named("normal_cdf")) return normal_cdf(x);
+  if (named("sigmoid")) return sigmoid(x);
+  Floats result{};
+  const char* const kinds[] = {"gelu", "gelu_tanh", "silu", "relu"};  // in the order of the enumeration
+  for (int i = 0; i < 4; ++i) {
+    with_activation(static_cast<Activation>(i), [&](auto kind) {
+      if (named(kinds[i])) result = apply_activation<kind()>(x);
+      if (named(std::string("slope of ") + kinds[i]))
+        result = apply_activation<kind()>(x, Floats{} + 1.0f).grad;
+    });
+  }
+  return result;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
-  using namespace tenfold;
   std::vector<float> x(1 << 22);
   x.resize(fread(x.data(), sizeof(float), x.size(), stdin));
-  const auto named = [&](const char* name) { return argc == 2 && std::strcmp(argv[1], name) == 0; };
-  for (size_t i = 0; i + kFloatLanes <= x.size(); i += kFloatLanes) {
-    const Floats value = load(&x[i]);
-    Floats result{};
-    if (named("exp")) result = exp(value);
-    if (named("normal_cdf")) result = normal_cdf(value);
-    if (named("sigmoid")) result = sigmoid(value);
-    if (named("tanh")) result = tanh(value);
-    store(&x[i], result);
+  for (size_t i = 0; argc == 2 && i + kFloatLanes <= x.size(); i += kFloatLanes) {
+    store(&x[i], value_of(argv[1], load(&x[i])));
   }
   fwrite(x.data(), sizeof(float), x.size(), stdout);
 }

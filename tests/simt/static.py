@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -67,6 +68,12 @@ WIDE = {
     "grad_rows<float, 8>": (WIDE_LOAD, WIDE_STORE),
     "norm_grid<float, 8>": (WIDE_LOAD, WIDE_STORE),
     "norm_grid_backward<float, 8>": (WIDE_LOAD, WIDE_STORE),
+    **{
+        f"{kernel}<{units}>": (WIDE_LOAD, WIDE_STORE)
+        for kernel in ("activate_units", "activate_units_backward")
+        for kind, gated in itertools.product(range(4), ("false", "true"))
+        for units in (f"float, {kind}, {gated}, 4", f"unsigned short, {kind}, {gated}, 8")
+    },
     "sum_chunks<float, float, 4>": (WIDE_LOAD,),
     "sum_chunks<unsigned short, float, 8>": (WIDE_LOAD,),
     "sum_chunks<double, double, 2>": (WIDE_LOAD,),
@@ -188,6 +195,8 @@ _K = _N // 4
 _T, _E, _R = _B * _N, 8, 2 * _B * _N
 _CHUNKS = _N // 32
 """Parts in which the rows of a sample are added up: csrc/adaln/adaln.h."""
+# Operations of an element, about: what CUDA's erfcf, expf and division come to.
+_GELU, _SILU = 40, 20
 
 
 @dataclass
@@ -248,6 +257,25 @@ WORK = (
     ),
     Work("norm_grid<float, 8>", "qk_norm, of q or k", 4 * 2 * _T * _D + 4 * _T, 6 * _T * _D),
     Work("norm_grid_backward<float, 8>", "its gradient", 4 * 3 * _T * _D + 4 * _T, 8 * _T * _D),
+    Work("activate_units<float, 0, false, 4>", "activate, gelu", 4 * 2 * _T * _D, _GELU * _T * _D),
+    Work(
+        "activate_units_backward<float, 0, false, 4>",
+        "its gradient",
+        4 * 3 * _T * _D,
+        (_GELU + 4) * _T * _D,
+    ),
+    Work(
+        "activate_units<float, 2, true, 4>",
+        "gated_activation, silu",
+        4 * 3 * _T * _D,
+        _SILU * _T * _D,
+    ),
+    Work(
+        "activate_units_backward<float, 2, true, 4>",
+        "its gradient",
+        4 * 5 * _T * _D,
+        (_SILU + 6) * _T * _D,
+    ),
 )
 
 

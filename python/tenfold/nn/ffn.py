@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tenfold.ops.activation import gated_activation
 
 
 class SwiGLU(nn.Module):
@@ -16,8 +19,13 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., width) to (..., width)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        y: Tensor = self.down(F.silu(gate) * up)
+        hidden = self.gate_up(x)
+        if hidden.dtype in (torch.float32, torch.bfloat16):
+            hidden = gated_activation(hidden, "silu")
+        else:  # float16 and float64
+            gate, up = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * up
+        y: Tensor = self.down(hidden)
         return y
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import functional as F
 
 from tenfold import _core
 from tenfold.ops._moe_torch import Gathered, check_library, combine, rows_apart
@@ -19,21 +19,6 @@ Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 # ---- registered operators ----
-
-
-def _activate(name: str, hidden: Tensor) -> Tensor:
-    if name in ("gelu", "gelu_tanh"):
-        return F.gelu(hidden, approximate="tanh" if name == "gelu_tanh" else "none")
-    return F.silu(hidden) if name == "silu" else F.relu(hidden)
-
-
-def _activate_backward(name: str, grad: Tensor, hidden: Tensor) -> Tensor:
-    if name in ("gelu", "gelu_tanh"):
-        approximate = "tanh" if name == "gelu_tanh" else "none"
-        return torch.ops.aten.gelu_backward(grad, hidden, approximate=approximate)  # type: ignore[no-any-return]
-    if name == "silu":
-        return torch.ops.aten.silu_backward(grad, hidden)  # type: ignore[no-any-return]
-    return torch.ops.aten.threshold_backward(grad, hidden, 0)  # type: ignore[no-any-return]
 
 
 def _in_core(x: Tensor) -> bool:
@@ -61,23 +46,52 @@ def _check(x: Tensor, offsets: Tensor, w_in: Tensor, w_out: Tensor, activation: 
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, want {wanted}")
 
 
-def _ends(offsets: Tensor, rows: int) -> list[int]:
-    ends: list[int] = offsets.tolist()
-    if ends != sorted(ends) or (ends[-1] if ends else 0) != rows:
-        raise ValueError(f"offsets are {ends}, want ascending ends, the last of them {rows}")
-    return ends
-
-
 def _rows_of(x: Tensor, token_ids: Tensor) -> Tensor:
     out = x.new_empty((*token_ids.shape, *x.shape[1:]))
     _core.moe_dispatch(rows_apart(x), token_ids, out)
     return out
 
 
-def _affine(out: Tensor, rows: Tensor, weights: Tensor, bias: Tensor | None, expert: int) -> Tensor:
-    if bias is None:
-        return torch.mm(rows, weights[expert], out=out)
-    return torch.addmm(bias[expert], rows, weights[expert], out=out)
+class _Groups:
+    """Products of each expert's rows: one batched product where all experts have as many, else one by one."""
+
+    def __init__(self, offsets: Tensor, rows: int) -> None:
+        ends: list[int] = offsets.tolist()
+        if ends != sorted(ends) or (ends[-1] if ends else 0) != rows:
+            raise ValueError(f"offsets are {ends}, want ascending ends, the last of them {rows}")
+        self.slices = [slice(begin, end) for begin, end in pairwise([0, *ends])]
+        count = len(ends)
+        self.even = ends == [rows // count * (expert + 1) for expert in range(count)]
+
+    def _batch(self, rows: Tensor) -> Tensor:
+        return rows.view(len(self.slices), -1, rows.shape[-1])
+
+    def times(self, out: Tensor, rows: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+        """out[r] = rows[r] @ weights[e] + bias[e]."""
+        if not self.even:
+            for e, at in enumerate(self.slices):
+                if bias is None:
+                    torch.mm(rows[at], weights[e], out=out[at])
+                else:
+                    torch.addmm(bias[e], rows[at], weights[e], out=out[at])
+        elif bias is None:
+            torch.bmm(self._batch(rows), weights, out=self._batch(out))
+        else:
+            torch.baddbmm(bias[:, None], self._batch(rows), weights, out=self._batch(out))
+        return out
+
+    def gradient(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        """out[e] = left^T @ right over the rows of e."""
+        if self.even:
+            torch.bmm(self._batch(left).mT, self._batch(right), out=out)
+            return
+        for e, at in enumerate(self.slices):
+            torch.mm(left[at].t(), right[at], out=out[e])
+
+    def sums(self, out: Tensor, rows: Tensor) -> None:
+        """out[e] = the sum of e's rows."""
+        for e, at in enumerate(self.slices):
+            torch.sum(rows[at], dim=0, out=out[e])
 
 
 def _experts_kernel(
@@ -101,15 +115,12 @@ def _experts_kernel(
         _core.experts_forward(rows_apart(x), token_ids, offsets, *weights, activation, gated, y, kept)
         return y, hidden
     _check(x, offsets, w_in, w_out, activation, gated)
-    begin = 0
-    for expert, end in enumerate(_ends(offsets, rows)):
-        before = hidden[begin:end] if save else x.new_empty((end - begin, w_in.shape[-1]))
-        _affine(before, _rows_of(x, token_ids[begin:end]), w_in, b_in, expert)
-        value, factor = before.chunk(2, dim=1) if gated else (before, None)
-        after = _activate(activation, value)
-        _affine(y[begin:end], after if factor is None else after.mul_(factor), w_out, b_out, expert)
-        begin = end
-    return y, hidden
+    groups = _Groups(offsets, rows)
+    before = hidden if save else x.new_empty((rows, w_in.shape[-1]))
+    groups.times(before, _rows_of(x, token_ids), w_in, b_in)
+    after = x.new_empty((rows, w_out.shape[1]))
+    _core.activate(before, after, activation, gated)
+    return groups.times(y, after, w_out, b_out), hidden
 
 
 def _experts_backward_kernel(
@@ -135,25 +146,19 @@ def _experts_backward_kernel(
             rows_apart(x), token_ids, offsets, *weights, activation, gated, hidden, y_grad, given
         )
         return grads
-    begin = 0
-    for expert, end in enumerate(_ends(offsets, token_ids.shape[0])):
-        rows = slice(begin, end)
-        begin = end
-        value, factor = hidden[rows].chunk(2, dim=1) if gated else (hidden[rows], None)
-        after = _activate(activation, value)
-        grad = y_grad[rows] @ w_out[expert].t()
-        if factor is None:
-            before_grad, used = _activate_backward(activation, grad, value), after
-        else:
-            value_grad = _activate_backward(activation, grad * factor, value)
-            before_grad, used = torch.cat([value_grad, grad * after], dim=1), after * factor
-        torch.mm(before_grad, w_in[expert].t(), out=x_grad[rows])
-        torch.mm(_rows_of(x, token_ids[rows]).t(), before_grad, out=w_in_grad[expert])
-        torch.mm(used.t(), y_grad[rows], out=w_out_grad[expert])
-        if b_in is not None:
-            b_in_grad[expert] = before_grad.sum(dim=0)
-        if b_out is not None:
-            b_out_grad[expert] = y_grad[rows].sum(dim=0)
+    rows = token_ids.shape[0]
+    groups = _Groups(offsets, rows)
+    y_grad = y_grad.contiguous()
+    after_grad = groups.times(x.new_empty((rows, w_out.shape[1])), y_grad, w_out.mT)
+    before_grad, after = torch.empty_like(hidden), torch.empty_like(after_grad)
+    _core.activate_backward(after_grad, hidden, before_grad, after, activation, gated)
+    groups.times(x_grad, before_grad, w_in.mT)
+    groups.gradient(w_in_grad, _rows_of(x, token_ids), before_grad)
+    groups.gradient(w_out_grad, after, y_grad)
+    if b_in is not None:
+        groups.sums(b_in_grad, before_grad)
+    if b_out is not None:
+        groups.sums(b_out_grad, y_grad)
     return grads
 
 
@@ -230,11 +235,14 @@ class ExpertRows(Function):
         """Keep the inputs and the hidden values."""
         ctx.save_for_backward(output[1], *inputs[:9])
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # zeros as many as the hidden values
         ctx.activation, ctx.gated = inputs[9], inputs[10]
 
     @staticmethod
-    def backward(ctx: Any, y_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, y_grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         """Through both products."""
+        if y_grad is None:
+            return (None,) * 11
         hidden, x, token_ids, offsets, starts, rows, w_in, w_out, b_in, b_out = ctx.saved_tensors
         inputs = (x, token_ids, offsets, w_in, w_out, b_in, b_out)
         x_rows, w_in_grad, w_out_grad, b_in_grad, b_out_grad = apply(

@@ -12,12 +12,13 @@ found there). Nothing one-hot is made, and every result is the same for any numb
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tenfold import _core
 from tenfold.ops._arrays import Array, allocate, contiguous_rows, is_torch, whole
+from tenfold.ops.activation import Activation as Activation
 
 __all__ = [
     "Routing",
@@ -48,10 +49,6 @@ class Routing(NamedTuple):
     """(T + 1,) int32: token t has the rows rows[starts[t]:starts[t + 1]]."""
     rows: Array
     """(R,) int32: the rows of each token, ascending."""
-
-
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
-"""gelu is x Phi(x), gelu_tanh its approximation (Hendrycks and Gimpel, 2016), silu is x sigmoid(x)."""
 
 
 class Statistics(NamedTuple):
@@ -248,8 +245,9 @@ def expert_ffn(
         TypeError: another type, or arrays of different libraries.
 
     In float32 on the CPU the products are tenfold's own: rows are found while they are packed and the hidden
-    values stay in the cache; the same bits for any number of threads. Otherwise they are torch's, an expert
-    at a time, which on a GPU waits for the offsets. Saves the hidden values (R, H) for the backward pass.
+    values stay in the cache; the same bits for any number of threads. Otherwise they are torch's, one
+    batched product where all experts have as many rows, else an expert at a time; on a GPU that waits for the
+    offsets. Saves the hidden values (R, H) for the backward pass.
     """
     if is_torch(x):
         from tenfold.ops import _experts_torch

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tenfold.ops.moe import Routing
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "relu": F.relu,
-}
+from tenfold.ops.reference.activation import activate, gated_activation
 
 
 def route_topk(logits: Tensor, k: int, renormalize: bool = False) -> Routing:
@@ -91,9 +82,7 @@ def expert_ffn(
     rows, parts, begin = dispatch(x, routing), [], 0
     for expert, end in enumerate(routing.offsets.tolist()):
         hidden = rows[begin:end] @ w_in[expert] + (0 if b_in is None else b_in[expert])
-        value, factor = hidden.chunk(2, dim=1) if gated else (hidden, None)
-        value = ACTIVATIONS[activation](value)
-        value = value if factor is None else value * factor
+        value = gated_activation(hidden, activation) if gated else activate(hidden, activation)
         parts.append(value @ w_out[expert] + (0 if b_out is None else b_out[expert]))
         begin = end
     return combine(torch.cat(parts), routing)
