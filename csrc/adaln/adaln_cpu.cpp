@@ -10,6 +10,7 @@
 #include "core/level.h"
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "core/vecmath.h"
 
 namespace tenfold::adaln {
 namespace TENFOLD_LEVEL {
@@ -95,16 +96,10 @@ Vector kept(Vector value, Part part) {
   return value;
 }
 
-// Halves are added to halves: lane by lane the additions would wait for each other.
-template <class Vector, class Index>
-auto sum_of(Vector x, Index lanes) {
-  for (int i = 0; i < kLanesOf<Vector>; ++i) lanes[i] = i;
-#pragma GCC unroll 4
-  for (int step = kLanesOf<Vector> / 2; step > 0; step /= 2) x += __builtin_shuffle(x, lanes ^ step);
-  return x[0];
+using tenfold::sum_of;
+double sum_of(Doubles x) {
+  return fold(x, Longs{}, [](Doubles a, Doubles b) { return a + b; });
 }
-float sum_of(Floats x) { return sum_of(x, Ints{}); }
-double sum_of(Doubles x) { return sum_of(x, Longs{}); }
 
 // Sums of a row go to this many vectors in turn, for an addition takes longer than it takes to start one.
 constexpr int kSumVectors = 4;

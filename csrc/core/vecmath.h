@@ -135,17 +135,21 @@ inline Floats sigmoid(Floats x) {
   return logistic2(x * kLog2e).value;
 }
 
-inline float sum_of(Floats x) {  // in the order of the lanes
-  float sum = 0.0f;
-  for (int i = 0; i < kFloatLanes; ++i) sum += x[i];
-  return sum;
+// All lanes as one, halves with halves: lane by lane steps would wait for each other. `lanes` has the type of
+// places in x.
+template <class Vector, class Places, class Join>
+auto fold(Vector x, Places lanes, Join&& join) {
+  constexpr int kLanes = static_cast<int>(sizeof(Vector) / sizeof(x[0]));
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+#pragma GCC unroll 4
+  for (int step = kLanes / 2; step > 0; step /= 2) x = join(x, __builtin_shuffle(x, lanes ^ step));
+  return x[0];
 }
 
-inline float max_of(Floats x) {
-  float most = x[0];
-  for (int i = 1; i < kFloatLanes; ++i) most = x[i] > most ? x[i] : most;
-  return most;
+inline float sum_of(Floats x) {
+  return fold(x, Ints{}, [](Floats a, Floats b) { return a + b; });
 }
+inline float max_of(Floats x) { return fold(x, Ints{}, greater_of); }
 
 TENFOLD_LEVEL_END
 }  // namespace tenfold
