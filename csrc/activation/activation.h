@@ -29,8 +29,7 @@ void activate(const TensorView& x, const TensorView& out, Activation activation,
 void activate_backward(const TensorView& grad, const TensorView& x, const TensorView& x_grad,
                        const TensorView* activated, Activation activation, bool gated);
 
-// ---- what one level provides
-// -------------------------------------------------------------------------------
+// ---- what one level provides ----
 
 enum class Element : int { f32, bf16, f64 };
 

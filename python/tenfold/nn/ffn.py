@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.ops.activation import gated_activation
+from tenfold.ops.activation import activate, gated_activation
+
+_OURS = (torch.float32, torch.bfloat16)  # types of the ops; torch's functions do the others
 
 
 class SwiGLU(nn.Module):
@@ -19,13 +21,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., width) to (..., width)."""
-        hidden = self.gate_up(x)
-        if hidden.dtype in (torch.float32, torch.bfloat16):
-            hidden = gated_activation(hidden, "silu")
-        else:  # float16 and float64
-            gate, up = hidden.chunk(2, dim=-1)
-            hidden = F.silu(gate) * up
-        y: Tensor = self.down(hidden)
+        y: Tensor = self.down(_swiglu(self.gate_up(x)))
         return y
 
 
@@ -40,5 +36,17 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., inputs) to (..., outputs)."""
-        y: Tensor = self.down(self.norm(F.gelu(self.up(x), approximate="tanh")))
+        y: Tensor = self.down(self.norm(_gelu_tanh(self.up(x))))
         return y
+
+
+def _swiglu(hidden: Tensor) -> Tensor:
+    if hidden.dtype in _OURS:
+        y: Tensor = gated_activation(hidden, "silu")
+        return y
+    gate, up = hidden.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _gelu_tanh(hidden: Tensor) -> Tensor:
+    return activate(hidden, "gelu_tanh") if hidden.dtype in _OURS else F.gelu(hidden, approximate="tanh")
