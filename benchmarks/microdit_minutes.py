@@ -2,11 +2,12 @@
 
     python benchmarks/microdit_minutes.py --preset laptop --seed 0 --label after --out DIR
     python benchmarks/microdit_minutes.py --preset laptop --speed --label after --out DIR
+    python benchmarks/microdit_minutes.py --table --out DIR
 
 The first form trains a run of fixed length and looks at its averaged weights on the way, by the measure of
 `tenfold evaluate microdit`; it stops when they reach the share. The second times steps, and nothing else, on
-a machine that has nothing else to do. It uses whichever tenfold is installed, so that two versions can be
-compared. The plan is docs/plans/microdit_minutes.md.
+a machine that has nothing else to do. The third makes a table of all files. The script uses whichever tenfold
+is installed, so that two versions can be compared. The plan is docs/plans/microdit_minutes.md.
 """
 
 from __future__ import annotations
@@ -43,12 +44,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", choices=list(STEPS), required=True)
+    parser.add_argument("--preset", choices=list(STEPS), default="laptop")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--label", required=True, help="the version's name in the files")
+    parser.add_argument("--label", default="after", help="the version's name in the files")
     parser.add_argument("--speed", action="store_true", help="time steps only")
+    parser.add_argument("--table", action="store_true", help="print the table of the files in --out")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]))
+        return
     config = replace(PRESETS[options.preset](), seed=options.seed, steps=STEPS[options.preset])
     prepared = prepare(config)
     training = prepared.images.train
@@ -133,6 +138,33 @@ def looks(
             if found[-1]["pixels"] >= SHARE:
                 break
     return found
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Markdown: images/s, steps and minutes of each preset and version, mean and spread over the seeds."""
+    lines = [
+        "| preset | version | images/s | seeds | steps to 90 % | minutes to 90 % |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for preset in STEPS:
+        for label in sorted({cell["label"] for cell in cells}, reverse=True):
+            mine = [cell for cell in cells if (cell["label"], cell["preset"]) == (label, preset)]
+            rounds = [seconds for cell in mine for seconds in cell.get("seconds_per_step", [])]
+            runs = [cell["looks"] for cell in mine if cell.get("looks")]
+            steps = np.array([run[-1]["step"] for run in runs if run[-1]["pixels"] >= SHARE], dtype=float)
+            minutes = steps * (float(np.mean(rounds)) if rounds else float("nan")) / 60
+            speed = f"{mine[0]['batch'] / np.mean(rounds):.0f}" if rounds else ""
+            count = f"{len(steps)} of {len(runs)} reached it"
+            lines.append(f"| {preset} | {label} | {speed} | {count} | {spread(steps)} | {spread(minutes)} |")
+    return "\n".join(lines)
+
+
+def spread(values: Any) -> str:
+    """Mean and standard deviation."""
+    if not len(values):
+        return ""
+    deviation = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3g}{deviation}"
 
 
 if __name__ == "__main__":

@@ -195,7 +195,9 @@ def _target(title: str, name: str, limit: float, values: list[float]) -> Target:
 
 def render(rows: list[Row], machine: dict[str, Any]) -> str:
     """The tables as Markdown, readable in a terminal."""
-    parts = [_machine_text(machine), _table(*_target_table(rows))] if any(row.targets for row in rows) else []
+    parts = [_machine_text(machine)]
+    if any(row.targets for row in rows):
+        parts.append(_table(*_target_table(rows)))
     for op in dict.fromkeys(row.op for row in rows):
         mine = [row for row in rows if row.op == op]
         parts.append(f"### {op}\n\n{_table(*_op_table(mine))}")
