@@ -92,8 +92,7 @@ float exponentials(float* row, int64_t experts) {
 
 // ---- kTokens tokens ----
 
-// Logits of up to kTokens tokens of a sample: columns[e * kTokens + lane] is expert e of token `first` +
-// lane.
+// Logits of up to kTokens tokens of a sample, a lane each: columns[e * kTokens + lane] is expert e of one.
 struct Together {
   FloatScratch columns, rows;
 
@@ -104,7 +103,11 @@ struct Together {
     const char* const from = logits.data + sample * logits.sample_stride + first * logits.token_stride;
     gemm::Source source{reinterpret_cast<const float*>(from), logits.token_stride / 4,
                         logits.expert_stride / 4};
-    const bool in_place = !logits.bf16 && logits.token_stride % 4 == 0 && logits.expert_stride % 4 == 0;
+    const bool aligned = (reinterpret_cast<uintptr_t>(from) |
+                          static_cast<uintptr_t>(logits.token_stride | logits.expert_stride)) %
+                             4 ==
+                         0;
+    const bool in_place = aligned && !logits.bf16;
     if (!in_place) {
       for (int64_t i = 0; i < count; ++i) {
         read_row(rows.data() + i * experts, logits, sample, first + i, experts);

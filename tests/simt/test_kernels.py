@@ -41,7 +41,10 @@ def test_kernels_under_address_sanitizer(tmp_path):
 def test_kernels_under_thread_sanitizer(tmp_path):
     # Creating a fiber takes ThreadSanitizer long, so only the smallest cases.
     site = build(tmp_path, TENFOLD_SIMT="ON", TENFOLD_SANITIZE="thread")
-    few = "out_of_range or doubled or ids_from_ranks or ids_of_few or test_out or streams"
+    few = (
+        "out_of_range or doubled or ids_from_ranks or ids_of_few or test_out or streams"
+        " or nan_stays or outputs_between or in_place"
+    )
     run_tests(
         site, TESTS, "-s", "-k", few, LD_PRELOAD=sanitizer_library("libtsan.so"), TENFOLD_SIMT_SEED="3",
         PYTHONPATH=str(HERE), OMP_NUM_THREADS="1",
