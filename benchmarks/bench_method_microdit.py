@@ -10,6 +10,7 @@ operations fill: its column is the step's share of the peak.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -69,6 +70,8 @@ class Step:
         captions = torch.randn(BATCH, CAPTION, CONFIG.text_width)
         self.batch = (torch.randn(BATCH, TOKENS, values), torch.randn(BATCH), captions, mask, keep)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        self.compiled = torch.compile(self.model, dynamic=False)
+        self.wrong = self.error()
 
     def gradients(self, model: Callable[..., Tensor] | None = None) -> None:
         self.optimizer.zero_grad()
@@ -83,12 +86,11 @@ class Step:
             if update:
                 self.optimizer.step()
 
-        compiled = torch.compile(self.model, dynamic=False)
         return {
             "tenfold": lambda: run(None),
             "torch, best form": lambda: run("best"),
             "torch, published form": lambda: run("published"),
-            "torch.compile": lambda: run("best", compiled),
+            "torch.compile": lambda: run("best", self.compiled),
         }
 
     def error(self) -> float:
@@ -143,6 +145,12 @@ class Step:
         return run
 
 
+@functools.cache
+def step_of(dtype: str) -> Step:
+    """One for all its rows: compiling the network takes minutes."""
+    return Step(dtype)
+
+
 def _linear_shapes(model: DiT, batch: tuple[Any, ...]) -> dict[tuple[int, int, int], int]:
     """(rows, outputs, inputs) of the products in linear layers and experts, and how often each occurs."""
     found: dict[tuple[int, int, int], int] = {}
@@ -174,15 +182,16 @@ def _linear_shapes(model: DiT, batch: tuple[Any, ...]) -> dict[tuple[int, int, i
 @types
 @pytest.mark.parametrize("update", [False, True], ids=["gradients", "step"])
 def test_step(compare: Compare, dtype: str, update: bool) -> None:
-    step = Step(dtype)
-    wrong = step.error()
+    step = step_of(dtype)
     calls: dict[str, Callable[[], None]] = step.calls(update)
     calls["products alone"] = step.products_alone()
     calls["one large product"] = step.one_large_product()
     title = f"{'whole step with AdamW' if update else 'forward and backward'} {dtype}, {THREADS} threads"
     targets = {"torch, best form": (title, TARGETS[dtype])}
     operation = "step: gradients and fused AdamW" if update else "step: forward and backward"
-    compare(calls, THREADS, wrong, op=operation, shape=SHAPE, dtype=dtype, regime="fresh", targets=targets)
+    compare(
+        calls, THREADS, step.wrong, op=operation, shape=SHAPE, dtype=dtype, regime="fresh", targets=targets
+    )
 
 
 # ---- by part: all calls of a step, forward and backward ----
