@@ -62,7 +62,7 @@ def main() -> None:
     step = TrainingStep(config, patches, prepared.text, torch.from_numpy(training))
     state = TrainingState.fresh(config)
     if options.speed:
-        kind, result = "speed", {"seconds_per_step": seconds_per_step(step, state)}
+        kind, result = f"speed{options.seed}", {"seconds_per_step": seconds_per_step(step, state)}
     else:
         kind, result = f"seed{options.seed}", {"looks": looks(Judge(prepared, pixels), config, step, state)}
     cell = {
@@ -163,8 +163,9 @@ def spread(values: Any) -> str:
     """Mean and standard deviation."""
     if not len(values):
         return ""
-    deviation = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3g}{deviation}"
+    digits = 0 if np.mean(values) >= 100 else 2
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 if __name__ == "__main__":
