@@ -263,14 +263,14 @@ def _write(path: Path, report: dict[str, Any], rows: list[Row], machine: dict[st
         file.write(f"{before}{MARK}\n\n{render(rows, machine)}\n")
     plot = _plot(rows)
     if plot is None:
-        print("no plot: matplotlib is missing (pip install 'tenfold[bench]')", file=sys.stderr)
+        print("no plot: no rows, or no matplotlib (pip install 'tenfold[bench]')", file=sys.stderr)
         return
     with atomic_write(path.with_suffix(".png"), "wb") as file:
         file.write(plot)
 
 
 def _plot(rows: list[Row]) -> bytes | None:
-    """Bars of the ratios on one thread, an operation per panel; None without matplotlib."""
+    """Bars of the ratios on the fewest threads, an operation per panel; None without matplotlib or rows."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -278,7 +278,10 @@ def _plot(rows: list[Row]) -> bytes | None:
         return None
     import io
 
-    single = [row for row in rows if row.threads == 1]
+    fewest = min((row.threads for row in rows), default=0)
+    single = [row for row in rows if row.threads == fewest]
+    if not single:
+        return None
     ops = list(dict.fromkeys(f"{row.op}, {row.regime}" for row in single))
     figure = Figure(figsize=(11, 2.6 * len(ops)), layout="constrained")
     panels = figure.subplots(len(ops), 1, squeeze=False)[:, 0]
