@@ -207,8 +207,8 @@ void fold_offset(Number* offset, Number* scratch, const Forward& task, int64_t s
 
 // ---- forward ----
 
-// residual = x + gate branch, and the sum of the residual as it was rounded.
-template <class X, class B, class Number = NumberOf<X>>
+// residual = x + gate branch, and, where it is `summed`, the sum of the residual as it was rounded.
+template <bool summed, class X, class B, class Number = NumberOf<X>>
 Number add_branch(X* residual, const X* x, const B* branch, const Number* gate, int64_t width) {
   using Vector = VectorOf<X>;
   Vector sums[kSumVectors] = {};
@@ -216,7 +216,9 @@ Number add_branch(X* residual, const X* x, const B* branch, const Number* gate, 
     const Vector value =
         load_lanes(x + d, lanes) + load_lanes(gate + d, lanes) * load_lanes(branch + d, lanes);
     store_lanes(residual + d, value, lanes);
-    sums[i] += sizeof(X) < sizeof(Number) ? load_lanes(residual + d, lanes) : kept(value, lanes);
+    if constexpr (summed) {
+      sums[i] += sizeof(X) < sizeof(Number) ? load_lanes(residual + d, lanes) : kept(value, lanes);
+    }
   });
   return total(sums);
 }
@@ -293,7 +295,8 @@ void forward_rows(const Forward& task) {
       Number sum;
       if constexpr (kThere<B>) {
         X* const residual = row_of<X>(task.residual, n, t);
-        sum = add_branch(residual, x, row_of<const B>(task.branch, n, t), modulation.gate(), width);
+        sum =
+            add_branch<kThere<H>>(residual, x, row_of<const B>(task.branch, n, t), modulation.gate(), width);
         x = residual;
       } else {
         sum = sum_of_row(x, width);
