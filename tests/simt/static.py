@@ -195,6 +195,7 @@ _K = _N // 4
 _T, _E, _R = _B * _N, 8, 2 * _B * _N
 _CHUNKS = _N // 32
 """Parts in which the rows of a sample are added up: csrc/adaln/adaln.h."""
+_HEADS = _D // 64
 # Operations of an element, about: what CUDA's erfcf, expf and division come to.
 _GELU, _SILU = 40, 20
 
@@ -276,6 +277,19 @@ WORK = (
         4 * 5 * _T * _D,
         (_SILU + 6) * _T * _D,
     ),
+    Work("attend<float, 4, 1>", "attention", 4 * (4 * _T * _D + 2 * _HEADS * _T), 4 * _T * _N * _D),
+    Work(
+        "query_gradients<float, 4, 1>",
+        "its gradient of q",
+        4 * (5 * _T * _D + 3 * _HEADS * _T),
+        6 * _T * _N * _D,
+    ),
+    Work(
+        "key_gradients<float, 4, 1>",
+        "its gradients of k and v",
+        4 * (6 * _T * _D + 3 * _HEADS * _T),
+        8 * _T * _N * _D,
+    ),
 )
 
 
@@ -306,7 +320,8 @@ def table(architecture: str = "sm_90a") -> str:
     passed = sum(not _faults(kernel) for kernel in everything)
     notes = (
         f"The shape is {_B} samples of {_N} tokens of {_D} float32, a quarter of the tokens kept, or each "
-        f"sent to 2 of {_E} experts (or as many rows by expert choice); registers and shared memory are "
+        f"sent to 2 of {_E} experts (or as many rows by expert choice); attention has {_HEADS} heads, every "
+        "token kept, and its time is that of float32 arithmetic; registers and shared memory are "
         f"those for {architecture}. Checks, for {', '.join(ARCHITECTURES)}: no spilled register, no local "
         f"memory, at most {REGISTER_LIMIT} registers and {SHARED_LIMIT >> 10} KiB of shared memory, no "
         "compare-and-swap loop, loads and stores of 16 bytes where rows allow them. Of all "
