@@ -51,6 +51,13 @@ def weak_symbols(objects: list[Path]) -> set[str]:
     return {symbol for symbol in found if not symbol.startswith("DW.ref.")}  # a pointer, not code
 
 
+def built_targets(folder: Path) -> set[str]:
+    """What CMake builds there: not every family has every level."""
+    command = ["cmake", "--build", str(folder), "-t", "help"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {line.partition(":")[0] for line in listing.splitlines()}
+
+
 @pytest.mark.slow
 def test_levels_share_no_weak_symbol(tmp_path):
     # A symbol that two levels define would be linked once, from whichever level: illegal instructions on a
@@ -61,8 +68,11 @@ def test_levels_share_no_weak_symbol(tmp_path):
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
     subprocess.run(configure, check=True, capture_output=True)
     seen: dict[str, str] = {}
+    families = [source.parent.name for source in sorted((ROOT / "csrc").glob("*/*_cpu.cpp"))]
+    known = built_targets(tmp_path)
     for level in _core.isas_compiled():
-        targets = [f"{source.parent.name}_{level}" for source in sorted((ROOT / "csrc").glob("*/*_cpu.cpp"))]
+        targets = [f"{family}_{level}" for family in families if f"{family}_{level}" in known]
+        assert targets
         subprocess.run(["cmake", "--build", str(tmp_path), "-t", *targets], check=True, capture_output=True)
         objects = [
             path for target in targets for path in (tmp_path / f"CMakeFiles/{target}.dir").rglob("*.o")
