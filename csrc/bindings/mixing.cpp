@@ -66,7 +66,7 @@ void mixing_forward(py::handle S, py::handle z, py::handle is_input, py::handle 
   const Optional start("V0", V0, "S", inputs.S);
   const MixingSolution out(solution, inputs.S);
   const mixing::Options options{k, max_iter, eps, seed_of(seed), first_sample, draw_order};
-  const Fresh scratch = scratch_like(inputs.S, mixing::forward_scratch(inputs.S.view()));
+  const Fresh scratch = scratch_like(inputs.S, mixing::forward_scratch(inputs.views(), k));
   run_released(inputs.S.view(), [&] {
     mixing::forward(inputs.views(), start.view(), options, out.views(), scratch.view.data);
   });
@@ -80,7 +80,7 @@ void mixing_backward(py::handle S, py::handle z, py::handle is_input, const py::
   const Array grad("z_grad", z_grad);
   want_same_kind("S", inputs.S, "z_grad", grad);
   const Optional to_S("S_grad", S_grad, "S", inputs.S), to_z("input_grad", input_grad, "S", inputs.S);
-  const Fresh scratch = scratch_like(inputs.S, mixing::backward_scratch(inputs.S.view(), from.V.view()));
+  const Fresh scratch = scratch_like(inputs.S, mixing::backward_scratch(inputs.views(), from.views()));
   run_released(inputs.S.view(), [&] {
     mixing::backward(inputs.views(), from.views(), {grad.view(), prox_lam, sweeps, official}, to_S.view(),
                      to_z.view(), scratch.view.data);

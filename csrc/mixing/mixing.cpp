@@ -28,9 +28,8 @@ T* data_of(const TensorView& view) {
   throw ValueError(std::string(name) + " has shape " + shape_of(view) + ", want " + wanted);
 }
 
-// Shapes alone; the values are looked at by check_values.
-Problem problem_of(const Inputs& inputs, const TensorView& order, int64_t width) {
-  const TensorView &S = inputs.S, &z = inputs.z, &is_input = inputs.is_input;
+Sizes sizes_of(const Inputs& inputs, int64_t width) {
+  const TensorView &S = inputs.S, &z = inputs.z;
   want_memory("S", S);
   if (S.rank != 2 || S.shape[1] < 1) throw_shape("S", S, "(1 + n + aux, m) with m of 1 or more");
   want_memory("z", z);
@@ -40,7 +39,13 @@ Problem problem_of(const Inputs& inputs, const TensorView& order, int64_t width)
                      std::to_string(z.shape[1] + 1) + " for z of " + std::to_string(z.shape[1]) +
                      " variables");
   }
-  const Sizes sizes{z.shape[0], S.shape[0], z.shape[1], S.shape[1], width};
+  return {z.shape[0], S.shape[0], z.shape[1], S.shape[1], width};
+}
+
+// Shapes and types; the values are looked at by check_values.
+Problem problem_of(const Inputs& inputs, const TensorView& order, int64_t width) {
+  const Sizes sizes = sizes_of(inputs, width);
+  const TensorView &S = inputs.S, &z = inputs.z, &is_input = inputs.is_input;
   want_dense("S", S, kFloat32, {sizes.variables, sizes.clauses}, "(1 + n + aux, m)");
   want_dense("z", z, kFloat32, {sizes.samples, sizes.user}, "(samples, n)");
   want_together("z", z, "S", S);
@@ -146,10 +151,10 @@ void want_solution(const Solution& solution, const Sizes& sizes) {
 
 }  // namespace
 
-int64_t forward_scratch([[maybe_unused]] const TensorView& S) {
+int64_t forward_scratch([[maybe_unused]] const Inputs& inputs, [[maybe_unused]] int64_t width) {
   if constexpr (kBuiltWithCuda) {
-    if (on_gpu(S) && S.rank == 2)
-      return cuda::scratch_floats(S.shape[0]) * static_cast<int64_t>(sizeof(float));
+    if (on_gpu(inputs.S))
+      return cuda::forward_floats(sizes_of(inputs, width)) * static_cast<int64_t>(sizeof(float));
   }
   return 0;
 }
@@ -198,12 +203,11 @@ void forward(const Inputs& inputs, const TensorView* V0, const Options& options,
   kernels().forward(problem, start, stop, state);
 }
 
-int64_t backward_scratch([[maybe_unused]] const TensorView& S, [[maybe_unused]] const TensorView& V) {
+int64_t backward_scratch([[maybe_unused]] const Inputs& inputs, [[maybe_unused]] const Solution& solution) {
   if constexpr (kBuiltWithCuda) {
-    if (on_gpu(S) && S.rank == 2) {
-      const int64_t floats = 2 * cuda::scratch_floats(S.shape[0]) + V.count();
-      return floats * static_cast<int64_t>(sizeof(float));
-    }
+    if (on_gpu(inputs.S) && solution.V.rank == 3)
+      return cuda::backward_floats(sizes_of(inputs, solution.V.shape[2])) *
+             static_cast<int64_t>(sizeof(float));
   }
   return 0;
 }

@@ -57,9 +57,8 @@ struct Options {
 
 // V0 (B, N, k), or null: where free variables start (scaled to 1) instead of at random; inputs take the sign
 // of its second component. Scratch on the CPU: 4 N^2 bytes where a sample has the Gram form, and per thread
-// with n_f free variables 4 n_f max(min(n_f, 2 m), m) + 12 n_f (k + 16) bytes; on a GPU what
-// forward_scratch() says.
-int64_t forward_scratch(const TensorView& S);
+// 4 n_f max(min(n_f, 2 m), m) + 12 n_f (k + 16) bytes for n_f free variables; on a GPU 4 N^2 + 4 B N (k + 1).
+int64_t forward_scratch(const Inputs& inputs, int64_t width);
 void forward(const Inputs& inputs, const TensorView* V0, const Options& options, const Solution& out,
              char* scratch);
 
@@ -71,8 +70,8 @@ struct Adjoint {
 };
 
 // Gradients of S and z, null where not wanted; free z get 0. Scratch as forward, and 8 B N k + 4 N^2 bytes
-// for that of S.
-int64_t backward_scratch(const TensorView& S, const TensorView& V);
+// for that of S (or 4 B k m in place of the last, where that takes less time); on a GPU 8 N^2 + 4 B N k.
+int64_t backward_scratch(const Inputs& inputs, const Solution& solution);
 void backward(const Inputs& inputs, const Solution& solution, const Adjoint& adjoint,
               const TensorView* S_grad, const TensorView* z_grad, char* scratch);
 
@@ -162,7 +161,8 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 namespace cuda {
-int64_t scratch_floats(int64_t variables);
+int64_t forward_floats(const Sizes& sizes);  // of scratch
+int64_t backward_floats(const Sizes& sizes);
 void draw_order(int32_t* order, int64_t variables, uint64_t seed, Queue queue);
 void forward(const Problem& problem, const Start& start, const Stop& stop, const State& out, float* scratch,
              Queue queue);

@@ -169,7 +169,7 @@ class Mixing(Function):
 
     @staticmethod
     def backward(ctx: Any, out_grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """Solve the adjoint system; recorded where something watches, so that differentiating again raises."""
+        """Solve the adjoint system; recorded where something watches, so that doing it again raises."""
         to_S, to_z = ctx.needs_input_grad[:2]
         args = (*ctx.saved_tensors, out_grad, ctx.prox_lam, -1, ctx.official, to_S, to_z)
         run = _backward_kernel if _plain(*args[:9]) else partial(apply, MixingBackward)

@@ -9,8 +9,8 @@ aux rows s_i of m clauses. A variable is a unit vector v_i of width k; the proba
 for v_i = (-cos(pi z_i), sigma_i |sin(pi z_i)|, 0, ...) with a random sign sigma_i. The free vectors minimise
 the sum of s_i . s_j v_i . v_j over all pairs, by coordinate descent from random starts: in a random order,
 v_i = -g_i / |g_i| with g_i the sum of s_i . s_j v_j over the others, sweep after sweep. Then
-z_i = 1 - acos(v_i . v_0) / pi. The layer, and its gradient but for that of inputs (see `mixing_backward`), are
-those of Wang, Donti, Wilder and Kolter, "SATNet: Bridging deep learning and logical reasoning using a
+z_i = 1 - acos(v_i . v_0) / pi. The layer, and its gradient but for that of inputs (see `mixing_backward`),
+are those of Wang, Donti, Wilder and Kolter, "SATNet: Bridging deep learning and logical reasoning using a
 differentiable satisfiability solver", ICML 2019.
 
 float32 numpy arrays and torch tensors in CPU memory, and on a GPU torch tensors and cupy arrays. Sums are of

@@ -116,7 +116,7 @@ def mixing_forward(
         start = np.where(length > 0, V[b] / np.where(length > 0, length, 1), np.eye(1, k))
         V[b] = np.where(given[b][:, None], inputs, start)
         free = order[~given[b][order]]
-        delta = 0.0
+        delta = first = 0.0
 
         def step(i: int, g: Floats, b: int = b) -> Floats:
             nonlocal delta
