@@ -3,9 +3,9 @@
 Sudoku 9x9 and 4x4 with the published sizes, and chains of exclusive-or (parity): untrained S, as many givens
 as the published puzzles have on average, each fixing all bits of its cell. The baseline is ours, of that
 code's order of work; it is compared at that code's width of vectors, 32, and the default width, the bound of
-theory, stands beside it. "FMA peak" does the multiplications of the sweeps as fast as the machine can: its column is
-the share of the peak that was reached. The error is that of z, and of the gradient of S relative to its
-largest number, against the double-precision reference (Sudoku 9x9: of one sample).
+theory, stands beside it. "FMA peak" does the multiplications of the sweeps as fast as the machine can: its
+column is the share of the peak that was reached. The error is that of z, and of the gradient of S relative to
+its largest number, against the double-precision reference (Sudoku 9x9: of one sample).
 """
 
 from __future__ import annotations
