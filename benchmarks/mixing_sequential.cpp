@@ -84,36 +84,67 @@ void sweep_adjoint(const Sample& p, float prox_lam, float* U, float* Phi, const 
 }
 
 constexpr int kMostWidth = 1024;
+constexpr float kPi = 3.14159265358979324f;
 
 }  // namespace
 
-// S (N, m), squares (N), order (B, N) as in Sample, V (B, N, k), W (B, k, m); norms (B, N), niter (B).
+// permutation (N - 1) of 1 ... N - 1, is_input and z (B, N), V (B, N, k) random -> order (B, N): the free
+// variables, then 0; V: unit vectors.
+extern "C" void sequential_start(int samples, int variables, int width, const int32_t* permutation,
+                                 const int32_t* is_input, const float* z, int32_t* order, float* V) {
+#pragma omp parallel for
+  for (int b = 0; b < samples; ++b) {
+    int32_t* next = order + b * variables;
+    for (int i = 0; i < variables - 1; ++i) {
+      if (is_input[b * variables + permutation[i]] == 0) *next++ = permutation[i];
+    }
+    while (next < order + (b + 1) * variables) *next++ = 0;
+    for (int i = 0; i < variables; ++i) {
+      float* const v = V + (b * variables + i) * width;
+      if (is_input[b * variables + i] != 0) {
+        const float angle = kPi * z[b * variables + i], second = std::copysign(std::sin(angle), v[1]);
+        std::memset(v, 0, sizeof(float) * static_cast<size_t>(width));
+        v[0] = -std::cos(angle), v[1] = second;
+      } else {
+        const float factor = 1 / std::sqrt(dot(v, v, width));
+        for (int c = 0; c < width; ++c) v[c] *= factor;
+      }
+    }
+  }
+}
+
+// S (N, m), squares (N), order and V as above, W (B, k, m) = V^T S; norms (B, N), niter (B); out (B, N) holds
+// z.
 extern "C" void sequential_forward(int samples, int variables, int clauses, int width, int max_iter,
                                    float eps, const float* S, const float* squares, const int32_t* order,
-                                   float* V, float* W, float* norms, int32_t* niter) {
+                                   float* V, float* W, float* norms, int32_t* niter, float* out) {
 #pragma omp parallel for schedule(dynamic)
   for (int b = 0; b < samples; ++b) {
     const Sample p{variables, clauses, width, S, squares, order + b * variables};
+    float* const v = V + b * variables * width;
     float g[kMostWidth], first = 0;
     niter[b] = max_iter;
     for (int t = 0; t < max_iter; ++t) {
-      const float delta =
-          sweep(p, V + b * variables * width, W + b * width * clauses, norms + b * variables, g);
+      const float delta = sweep(p, v, W + b * width * clauses, norms + b * variables, g);
       if (t == 0) first = delta;
       if (t > 0 && delta < eps * first) {
         niter[b] = t;
         break;
       }
     }
+    for (const int32_t* at = p.order; *at != 0; ++at) {
+      const float cosine = v[*at * width];
+      out[b * variables + *at] = 1 - std::acos(cosine < -1 ? -1 : cosine > 1 ? 1 : cosine) / kPi;
+    }
   }
 }
 
-// Also slopes (B, N): the gradient of the first component of v. U (B, N, k) and Phi (B, k, m) are zero;
-// S_grad (B, N, m).
+// grad (B, N): of `out`. U (B, N, k) and Phi (B, k, m) are zero; S_grad (B, N, m). z_grad (B, N).
 extern "C" void sequential_backward(int samples, int variables, int clauses, int width, float prox_lam,
                                     const float* S, const float* squares, const int32_t* order,
-                                    const float* V, const float* W, const float* norms, const int32_t* niter,
-                                    const float* slopes, float* U, float* Phi, float* S_grad) {
+                                    const int32_t* is_input, const float* z, const float* out, const float* V,
+                                    const float* W, const float* norms, const int32_t* niter,
+                                    const float* grad, float* U, float* Phi, float* S_grad, float* z_grad) {
 #pragma omp parallel for schedule(dynamic)
   for (int b = 0; b < samples; ++b) {
     const Sample p{variables, clauses, width, S, squares, order + b * variables};
@@ -121,9 +152,12 @@ extern "C" void sequential_backward(int samples, int variables, int clauses, int
     const float* const w = W + b * width * clauses;
     float* const u = U + b * variables * width;
     float* const phi = Phi + b * width * clauses;
+    float* const slopes = z_grad + b * variables;
     float g[kMostWidth];
+    for (const int32_t* at = p.order; *at != 0; ++at)
+      slopes[*at] = grad[b * variables + *at] / (kPi * std::sin(kPi * out[b * variables + *at]));
     for (int t = 0; t < niter[b]; ++t)
-      sweep_adjoint(p, prox_lam, u, phi, v, norms + b * variables, slopes + b * variables, g);
+      sweep_adjoint(p, prox_lam, u, phi, v, norms + b * variables, slopes, g);
     for (int i = 0; i < variables; ++i) {
       float* const to = S_grad + (static_cast<int64_t>(b) * variables + i) * clauses;
       std::memset(to, 0, sizeof(float) * static_cast<size_t>(clauses));
@@ -131,6 +165,16 @@ extern "C" void sequential_backward(int samples, int variables, int clauses, int
         add_multiple(to, u[i * width + c], w + c * clauses, clauses);
         add_multiple(to, v[i * width + c], phi + c * clauses, clauses);
       }
+      if (is_input[b * variables + i] == 0) {
+        slopes[i] = 0;
+        continue;
+      }
+      const float angle = kPi * z[b * variables + i];
+      const float one = dot(phi, S + i * clauses, clauses),
+                  two = dot(phi + clauses, S + i * clauses, clauses);
+      slopes[i] =
+          grad[b * variables + i] +
+          kPi * (one * std::sin(angle) + two * std::copysign(1.0f, v[i * width + 1]) * std::cos(angle));
     }
   }
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import Any
 
 import torch
@@ -29,45 +28,31 @@ class Sequential(torch.autograd.Function):
         ctx: Any, S: Tensor, z: Tensor, is_input: Tensor, k: int, max_iter: int, eps: float, prox_lam: float
     ) -> Tensor:
         (B, N), m = z.shape, S.shape[1]
-        permutation = torch.randperm(N - 1) + 1
-        order = torch.zeros(B, N, dtype=torch.int32)
-        for b in range(B):
-            free = permutation[is_input[b, permutation] == 0]
-            order[b, : len(free)] = free
-        V = torch.randn(B, N, k)
-        inputs = torch.zeros(B, N, k)
-        inputs[:, :, 0] = -(math.pi * z).cos()
-        inputs[:, :, 1] = (math.pi * z).sin().copysign(V[:, :, 1])
-        V = torch.where(is_input[:, :, None] != 0, inputs, V / V.norm(dim=2, keepdim=True))
+        permutation = torch.randperm(N - 1, dtype=torch.int32) + 1
+        order, V = torch.empty(B, N, dtype=torch.int32), torch.empty(B, N, k).normal_()
+        _call("sequential_start", B, N, k, permutation, is_input, z, order, V)
         W = torch.empty(B, k, m)
         for b in range(B):
             torch.mm(V[b].t(), S, out=W[b])
-        norms, niter = torch.zeros(B, N), torch.zeros(B, dtype=torch.int32)
+        norms, niter, out = torch.zeros(B, N), torch.zeros(B, dtype=torch.int32), z.clone()
         squares = S.square().sum(1)
-        _call("sequential_forward", B, N, m, k, max_iter, eps, S, squares, order, V, W, norms, niter)
-        out = torch.where(is_input != 0, z, 1 - V[:, :, 0].clamp(-1, 1).acos() / math.pi)
-        ctx.save_for_backward(S, z, is_input, out)
-        ctx.kept = (V, W, norms, niter, order, squares)
+        _call("sequential_forward", B, N, m, k, max_iter, eps, S, squares, order, V, W, norms, niter, out)
+        ctx.save_for_backward(S, z, is_input)
+        ctx.kept = (out, V, W, norms, niter, order, squares)
         ctx.prox_lam = prox_lam
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        S, z, is_input, out = ctx.saved_tensors
-        V, W, norms, niter, order, squares = ctx.kept
+        S, z, is_input = ctx.saved_tensors
+        out, V, W, norms, niter, order, squares = ctx.kept
         (B, N, k), m = V.shape, S.shape[1]
-        slopes = torch.where(is_input != 0, torch.zeros(()), grad / (math.pi * (math.pi * out).sin()))
         U, Phi, S_grad = torch.zeros(B, N, k), torch.zeros(B, k, m), torch.empty(B, N, m)
+        z_grad = torch.zeros(B, N)
         _call(
-            "sequential_backward", B, N, m, k, ctx.prox_lam, S, squares, order, V, W, norms, niter, slopes, U,
-            Phi, S_grad,
+            "sequential_backward", B, N, m, k, ctx.prox_lam, S, squares, order, is_input, z, out, V, W, norms,
+            niter, grad.contiguous(), U, Phi, S_grad, z_grad,
         )  # fmt: skip
-        z_grad = None
-        if ctx.needs_input_grad[1]:
-            phi = torch.stack([S @ Phi[b, :2].t() for b in range(B)])
-            sign, angle = V[:, :, 1].sign(), math.pi * z
-            mine = grad + math.pi * (angle.sin() * phi[..., 0] + sign * angle.cos() * phi[..., 1])
-            z_grad = torch.where(is_input != 0, mine, torch.zeros(()))
         return S_grad.sum(0), z_grad, None, None, None, None, None
 
 
