@@ -97,11 +97,11 @@ def last_level_cache() -> int:
     """
     Bytes of last-level cache.
     """
-def mixing_backward(S: typing.Any, z: typing.Any, is_input: typing.Any, solution: tuple, z_grad: typing.Any, prox_lam: typing.SupportsFloat | typing.SupportsIndex, sweeps: typing.SupportsInt | typing.SupportsIndex, official: bool, S_grad: typing.Any, input_grad: typing.Any) -> None:
+def mixing_backward(S: typing.Any, z: typing.Any, is_input: typing.Any, solution: typing.Any, z_grad: typing.Any, prox_lam: typing.SupportsFloat | typing.SupportsIndex, sweeps: typing.SupportsInt | typing.SupportsIndex, official: bool, S_grad: typing.Any, input_grad: typing.Any) -> None:
     """
     Fills the gradients of S and z, each of which may be None.
     """
-def mixing_forward(S: typing.Any, z: typing.Any, is_input: typing.Any, V0: typing.Any, seed: typing.Any, first_sample: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex, max_iter: typing.SupportsInt | typing.SupportsIndex, eps: typing.SupportsFloat | typing.SupportsIndex, draw_order: bool, solution: tuple) -> None:
+def mixing_forward(S: typing.Any, z: typing.Any, is_input: typing.Any, V0: typing.Any, seed: typing.Any, first_sample: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex, max_iter: typing.SupportsInt | typing.SupportsIndex, eps: typing.SupportsFloat | typing.SupportsIndex, draw_order: bool, solution: typing.Any) -> None:
     """
     Fills the solution (z, V, norms, negative, order, counts); V0 may be None.
     """
