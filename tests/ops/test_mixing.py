@@ -288,7 +288,7 @@ def in_process(code, **environment):
     return done.stdout
 
 
-def test_any_number_of_threads_gives_the_same_bits():
+def test_thread_counts_agree():
     code = (
         "import hashlib, test_mixing as t\n"
         "for sizes in t.SIZES:\n"

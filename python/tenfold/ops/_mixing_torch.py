@@ -225,6 +225,9 @@ class MixingBackward(Function):
 
 # ---- what tenfold.ops.mixing calls ----
 
+_NOTHING = torch.empty(0)
+"""In the place of what a call without gradient does not keep."""
+
 
 def _want_tensors(**arrays: Any) -> None:
     for name, array in arrays.items():
@@ -250,18 +253,22 @@ def mixing(
     """See tenfold.ops.mixing.mixing."""
     official = _check_compat(compat)
     _want_tensors(z=z, is_input=is_input, order=order, V0=V0)
-    _, _, _, width = shapes(S, z, k)
+    samples, _, variables, width = shapes(S, z, k)
     if _plain(S, z, is_input, order, V0):
-        result = _forward_kernel(S, z, is_input, seed, order, V0, width, max_iter, eps, offset, False)
-    else:
-        if not prox_lam > 0:
-            raise ValueError(f"prox_lam is {prox_lam}, want a positive number")
-        seed = _seed_tensor(seed) if is_dynamo_compiling() else seed
-        result = apply(
-            Mixing, S, z, is_input, seed, order, V0, width, max_iter, eps, offset, prox_lam, official
-        )
-    counts = result[5]
-    return result[0], Report(counts[0], counts[1], counts[2])
+        counts = torch.empty(3, samples, dtype=torch.int32, device=S.device)
+        visits = torch.empty(variables - 1, dtype=torch.int32, device=S.device) if order is None else order
+        out = torch.empty(z.shape, dtype=torch.float32, device=S.device)
+        _core.mixing_forward(
+            S.contiguous(), z.contiguous(), is_input.contiguous(), None if V0 is None else V0.contiguous(),
+            seed, offset, width, max_iter, eps, order is None,
+            (out, _NOTHING, _NOTHING, _NOTHING, visits.contiguous(), counts),
+        )  # fmt: skip
+        return out, Report(*counts.unbind())
+    if not prox_lam > 0:
+        raise ValueError(f"prox_lam is {prox_lam}, want a positive number")
+    seed = _seed_tensor(seed) if is_dynamo_compiling() else seed
+    result = apply(Mixing, S, z, is_input, seed, order, V0, width, max_iter, eps, offset, prox_lam, official)
+    return result[0], Report(*result[5].unbind())
 
 
 def mixing_forward(
