@@ -53,7 +53,7 @@ def weak_symbols(objects: list[Path]) -> set[str]:
 
 def built_targets(folder: Path) -> set[str]:
     """What CMake builds there: not every family has every level."""
-    command = ["cmake", "--build", str(folder), "-t", "help"]
+    command = ["ninja", "-C", str(folder), "-t", "targets", "all"]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {line.partition(":")[0] for line in listing.splitlines()}
 
