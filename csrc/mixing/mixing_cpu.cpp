@@ -118,7 +118,7 @@ class Gram {
   FloatScratch memory_;
 };
 
-constexpr int64_t kNear = 640 << 10;  // bytes of rows of vectors that a second-level cache of 1 MiB keeps
+constexpr int64_t kNear = 512 << 10;  // bytes of rows of vectors that a second-level cache of 1 MiB keeps
 
 // Calls run(workspaces, count, first sample) for all samples, some at a time: as many as stay in the cache,
 // and leave two tasks or more for each thread. (Which ones are together changes no result.)
@@ -126,9 +126,6 @@ template <class Run>
 void run_samples(const Sizes& sizes, int64_t most_free, Run&& run) {
   const int64_t bytes = 3 * 4 * (most_free + kRows) * rounded(sizes.width, kFloatLanes);
   int64_t together = gemm::lesser(sizes.samples / (2 * available_threads()), kNear / bytes);
-#ifdef TENFOLD_TG
-  if (getenv("TG")) together = atoi(getenv("TG"));
-#endif
   together = together < 1 ? 1 : gemm::lesser(together, kTogether);
   const int64_t tasks = (sizes.samples + together - 1) / together;
   run_tasks(tasks, together * work_of(sizes), [&](auto next) {
