@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "core/gemm.h"
 #include "core/level.h"
@@ -199,26 +198,28 @@ inline void update_low_rank(float* w, const float* panel, const float* changes, 
 
 // ---- sweeps ----
 
-// How a free variable moves, given its g of `count` vectors. Both write row i's new value and its change.
+// How a free variable moves, given its g of `vectors` vectors, or of `many` where `vectors` is 0: where the
+// compiler knows the number a row stays in registers. Both write row i's new value and its change.
 struct Descend {  // v = -g / |g|
   float* norms;   // (free)
   Floats delta;   // the objective's change in this sweep, in as many parts as a vector has lanes
 
-  template <class Count>
-  void step(int64_t i, const Floats* g, Count count, float* x, float* change, const float*) {
+  template <int vectors>
+  void step(int64_t i, const Floats* g, int many, float* x, float* change, const float*) {
+    const int count = vectors > 0 ? vectors : many;
     Floats square = g[0] * g[0];
 #pragma GCC unroll 8
-    for (int64_t v = 1; v < count; ++v) square += g[v] * g[v];
+    for (int v = 1; v < count; ++v) square += g[v] * g[v];
     const float length = sum_of(square);
     if (!(length >= kLeastSquare)) {
       norms[i] = 0.0f;
-      for (int64_t v = 0; v < count; ++v) store(change + v * kFloatLanes, Floats{});
+      for (int v = 0; v < count; ++v) store(change + v * kFloatLanes, Floats{});
       return;
     }
     const float norm = __builtin_sqrtf(length), factor = -1.0f / norm;
     norms[i] = norm;
 #pragma GCC unroll 8
-    for (int64_t v = 0; v < count; ++v) {
+    for (int v = 0; v < count; ++v) {
       const Floats mine = g[v] * factor, moved = mine - load(x + v * kFloatLanes);
       store(change + v * kFloatLanes, moved);
       store(x + v * kFloatLanes, mine);
@@ -230,25 +231,20 @@ struct Descend {  // v = -g / |g|
 struct Adjust {          // u = factor (I - v v^T) g
   const float* factors;  // (free): -1 / (|g| + prox_lam) of the solution
 
-  template <class Count>
-  void step(int64_t i, const Floats* g, Count count, float* x, float* change, const float* of_v) {
+  template <int vectors>
+  void step(int64_t i, const Floats* g, int many, float* x, float* change, const float* of_v) {
+    const int count = vectors > 0 ? vectors : many;
     Floats product = g[0] * load(of_v);
 #pragma GCC unroll 8
-    for (int64_t v = 1; v < count; ++v) product += g[v] * load(of_v + v * kFloatLanes);
+    for (int v = 1; v < count; ++v) product += g[v] * load(of_v + v * kFloatLanes);
     const float along = sum_of(product), factor = factors[i];
 #pragma GCC unroll 8
-    for (int64_t v = 0; v < count; ++v) {
+    for (int v = 0; v < count; ++v) {
       const Floats mine = (g[v] - along * load(of_v + v * kFloatLanes)) * factor;
       store(change + v * kFloatLanes, mine - load(x + v * kFloatLanes));
       store(x + v * kFloatLanes, mine);
     }
   }
-};
-
-// Numbers of vectors: known to the compiler, so that a row stays in registers, or not.
-template <int vectors>
-struct Known {
-  constexpr operator int64_t() const { return vectors; }
 };
 
 // A sample being solved.
@@ -269,40 +265,38 @@ struct Solving {
   }
 
   // Moves row r; its g lacks only what rows above it have changed.
-  template <class Count>
-  void finish_row(int64_t first, int64_t r, Count count) {
+  template <int vectors>
+  void finish_row(int64_t first, int64_t r) {
     const bool gram = form == Form::gram;
     const int64_t width = work.width;
+    const int many = static_cast<int>(width / kFloatLanes);
     const float* const within =
         gram ? work.panels + first * (work.free_count + kRows) : work.within + first * kRows;
     float* const x = work.x + (first + r) * width;
     float* const change = work.changes + r * width;
-    float* const at = work.block + r * width;
-    if constexpr (std::is_same_v<Count, int64_t>) {
-      add_changes_above(reinterpret_cast<Floats*>(at), at, within, r, x, count);
-      move.step(first + r, reinterpret_cast<Floats*>(at), count, x, change, work.v + (first + r) * width);
-    } else {
-      Floats g[Count{}];
-      add_changes_above(g, at, within, r, x, count);
-      move.step(first + r, g, count, x, change, work.v + (first + r) * width);
-    }
+    float* const from = work.block + r * width;
+    Floats registers[vectors > 0 ? vectors : 1];
+    Floats* const g = vectors > 0 ? registers : reinterpret_cast<Floats*>(from);
+    add_changes_above<vectors>(g, from, within, r, x, many);
+    move.template step<vectors>(first + r, g, many, x, change, work.v + (first + r) * width);
   }
 
-  template <class Count>
+  template <int vectors>
   void add_changes_above(Floats* g, const float* from, const float* within, int64_t r, const float* x,
-                         Count count) {
+                         int many) {
+    const int count = vectors > 0 ? vectors : many;
 #pragma GCC unroll 8
-    for (int64_t v = 0; v < count; ++v) g[v] = load(from + v * kFloatLanes);
+    for (int v = 0; v < count; ++v) g[v] = load(from + v * kFloatLanes);
     if (form != Form::gram) {
       const float own = within[r * kRows + r];
 #pragma GCC unroll 8
-      for (int64_t v = 0; v < count; ++v) g[v] -= own * load(x + v * kFloatLanes);
+      for (int v = 0; v < count; ++v) g[v] -= own * load(x + v * kFloatLanes);
     }
     for (int64_t s = 0; s < r; ++s) {
       const float* const change = work.changes + s * work.width;
       const float weight = within[s * kRows + r];
 #pragma GCC unroll 8
-      for (int64_t v = 0; v < count; ++v) g[v] += weight * load(change + v * kFloatLanes);
+      for (int v = 0; v < count; ++v) g[v] += weight * load(change + v * kFloatLanes);
     }
   }
 
@@ -323,8 +317,8 @@ struct Solving {
 constexpr int kTogether = 4;
 
 // One sweep of each of `samples`, of which there are `many`.
-template <class Move, class Count>
-void sweep(Solving<Move>* const* samples, int many, int64_t clauses, bool from_zero, Count count) {
+template <int vectors, class Move>
+void sweep(Solving<Move>* const* samples, int many, int64_t clauses, bool from_zero) {
   int64_t most = 0;
   for (int s = 0; s < many; ++s) {
     if (samples[s]->work.free_count > most) most = samples[s]->work.free_count;
@@ -337,7 +331,7 @@ void sweep(Solving<Move>* const* samples, int many, int64_t clauses, bool from_z
     }
     for (int64_t r = 0; r < kRows; ++r) {
       for (int s = 0; s < many; ++s) {
-        if (r < rows[s]) samples[s]->finish_row(first, r, count);
+        if (r < rows[s]) samples[s]->template finish_row<vectors>(first, r);
       }
     }
     for (int s = 0; s < many; ++s) {
@@ -348,22 +342,21 @@ void sweep(Solving<Move>* const* samples, int many, int64_t clauses, bool from_z
 
 template <class Move>
 void sweep(Solving<Move>* const* samples, int many, int64_t clauses, bool from_zero) {
-  const int64_t vectors = samples[0]->work.width / kFloatLanes;
-  switch (vectors) {
+  switch (samples[0]->work.width / kFloatLanes) {
     case 1:
-      return sweep(samples, many, clauses, from_zero, Known<1>{});
+      return sweep<1>(samples, many, clauses, from_zero);
     case 2:
-      return sweep(samples, many, clauses, from_zero, Known<2>{});
+      return sweep<2>(samples, many, clauses, from_zero);
     case 3:
-      return sweep(samples, many, clauses, from_zero, Known<3>{});
+      return sweep<3>(samples, many, clauses, from_zero);
     case 4:
-      return sweep(samples, many, clauses, from_zero, Known<4>{});
+      return sweep<4>(samples, many, clauses, from_zero);
     case 6:
-      return sweep(samples, many, clauses, from_zero, Known<6>{});
+      return sweep<6>(samples, many, clauses, from_zero);
     case 8:
-      return sweep(samples, many, clauses, from_zero, Known<8>{});
+      return sweep<8>(samples, many, clauses, from_zero);
     default:
-      return sweep(samples, many, clauses, from_zero, vectors);
+      return sweep<0>(samples, many, clauses, from_zero);
   }
 }
 

@@ -118,12 +118,15 @@ class Gram {
   FloatScratch memory_;
 };
 
-// Calls run(workspaces, count, first sample) for all samples, kTogether at a time where there are enough of
-// them for all threads. (Which ones are together changes no result.)
+constexpr int64_t kNear = 512 << 10;  // bytes of rows of vectors that a second-level cache of 1 MiB keeps
+
+// Calls run(workspaces, count, first sample) for all samples, some at a time: as many as stay in the cache,
+// and leave two tasks or more for each thread. (Which ones are together changes no result.)
 template <class Run>
 void run_samples(const Sizes& sizes, int64_t most_free, Run&& run) {
-  const int64_t fair = sizes.samples / (2 * available_threads());  // two tasks a thread, or more
-  const int together = static_cast<int>(fair < 1 ? 1 : gemm::lesser(fair, kTogether));
+  const int64_t bytes = 3 * 4 * (most_free + kRows) * rounded(sizes.width, kFloatLanes);
+  int64_t together = gemm::lesser(sizes.samples / (2 * available_threads()), kNear / bytes);
+  together = together < 1 ? 1 : gemm::lesser(together, kTogether);
   const int64_t tasks = (sizes.samples + together - 1) / together;
   run_tasks(tasks, together * work_of(sizes), [&](auto next) {
     const auto free_in = [&](int place) { return place < together ? most_free : 0; };
