@@ -90,6 +90,7 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   T* data() { return data_; }
   T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
 
  private:
   static constexpr int64_t kInline = 1024;

@@ -64,6 +64,19 @@ inline Floats greater_of(Floats bound, Floats x) {
 #endif
 }
 
+inline Floats square_root(Floats x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(_mm512_maskz_sqrt_ps(0xffff, reinterpret_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Floats>(_mm256_sqrt_ps(reinterpret_cast<__m256>(x)));
+#elif defined(__x86_64__)
+  return reinterpret_cast<Floats>(_mm_sqrt_ps(reinterpret_cast<__m128>(x)));
+#else
+  for (int i = 0; i < kFloatLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
 inline Bytes load(const char* from) { return *reinterpret_cast<const UnalignedBytes*>(from); }
 inline void store(char* to, Bytes value) { *reinterpret_cast<UnalignedBytes*>(to) = value; }
 

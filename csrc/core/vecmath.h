@@ -110,6 +110,51 @@ inline Floats normal_cdf(Floats x) {
   return x < 0.0f ? tail : 1.0f - tail;
 }
 
+// ln x for normal x > 0, to 1e-7 or 1e-7 of its value; S. Moshier's Cephes library (logf).
+inline Floats log(Floats x) {
+  constexpr float kHalfSqrt = 0.70710678f;  // the fraction is from here to its double
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr int32_t kFraction = 0x007fffff, kHalf = 0x3f000000;
+  const Ints bits = reinterpret_cast<Ints>(x);
+  Ints power = (bits >> 23) - 126;
+  Floats fraction = reinterpret_cast<Floats>((bits & kFraction) | kHalf);
+  const Ints low = fraction < kHalfSqrt;  // -1 where true
+  power += low;
+  fraction = (low ? fraction + fraction : fraction) - 1.0f;
+  constexpr float kCoefficients[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                                     -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                                     2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
+  Floats p = Floats{} + kCoefficients[0];
+#pragma GCC unroll 8
+  for (int i = 1; i < 9; ++i) p = p * fraction + kCoefficients[i];
+  const Floats square = fraction * fraction, e = __builtin_convertvector(power, Floats);
+  return (fraction + (p * (fraction * square) + (e * kLn2Low - 0.5f * square))) + e * kLn2High;
+}
+
+// cos and sin of 2 pi x for |x| up to 2^20, each to 1e-7; exact where 4 x is whole. S. Moshier's Cephes
+// library (sinf, cosf) on an eighth of the circle.
+struct Turned {
+  Floats cos, sin;
+};
+
+inline Turned turn(Floats x) {
+  constexpr float kRound = 12582912.0f, kTwoPi = 6.283185307179586f;
+  const Floats shifted = x * 4.0f + kRound;
+  const UnsignedInts quarter = reinterpret_cast<UnsignedInts>(shifted);
+  const Floats r = (x - (shifted - kRound) * 0.25f) * kTwoPi, square = r * r;
+  const Floats s =
+      ((-1.9515295891e-4f * square + 8.3321608736e-3f) * square - 1.6666654611e-1f) * square * r + r;
+  const Floats c =
+      ((2.443315711809948e-5f * square - 1.388731625493765e-3f) * square + 4.166664568298827e-2f) *
+          (square * square) -
+      0.5f * square + 1.0f;
+  const auto odd = (quarter & 1) != 0;
+  const auto cos = reinterpret_cast<UnsignedInts>(odd ? s : c);
+  const auto sin = reinterpret_cast<UnsignedInts>(odd ? c : s);
+  return {reinterpret_cast<Floats>(cos ^ (((quarter + 1) & 2) << 30)),
+          reinterpret_cast<Floats>(sin ^ ((quarter & 2) << 30))};
+}
+
 // e^(-x^2 / 2), to 2e-7, and to 2e-6 of its value where that is above 1e-6. NaN gives NaN.
 inline Floats bell(Floats x) {
   constexpr float kHalfLog2e = 0.72134752044448170f;

@@ -49,6 +49,28 @@ def test_exp(evaluate):
     assert evaluate("exp", ends).tolist() == [0, 0, 0, math.inf, math.inf, math.inf, 1, 1] * 2
 
 
+def test_log(evaluate):
+    x = np.concatenate([grid(2.0**-24, 3), np.exp(grid(-80, 80))])
+    want = np.log(x.astype(np.float64))
+    assert np.max(np.abs(evaluate("log", x) - want) / np.maximum(1, np.abs(want))) < 1e-7
+    assert evaluate("log", np.ones(16, np.float32)).tolist() == [0] * 16
+
+
+def test_cos_and_sin_of_parts_of_a_turn(evaluate):
+    x = np.concatenate([grid(0, 1), grid(-30, 30)])
+    for name, function in (("cos", np.cos), ("sin", np.sin)):
+        want = function(2 * np.pi * x.astype(np.float64))
+        assert np.max(np.abs(evaluate(name, x) - want)) < 1.2e-7
+    quarters = np.arange(16, dtype=np.float32) / 4
+    assert evaluate("cos", quarters).tolist() == [1, 0, -1, 0] * 4
+    assert evaluate("sin", quarters).tolist() == [0, 1, 0, -1] * 4
+
+
+def test_square_root(evaluate):
+    x = np.concatenate([grid(0, 9), np.exp(grid(-80, 80))])
+    np.testing.assert_array_equal(evaluate("square_root", x), np.sqrt(x))
+
+
 def test_normal_cdf(evaluate):
     x = grid(-6, 6)
     want = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x[::16].tolist()])

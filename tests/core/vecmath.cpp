@@ -15,6 +15,10 @@ using namespace tenfold;
 Floats value_of(const char* name, Floats x) {
   const auto named = [&](const std::string& other) { return other == name; };
   if (named("exp")) return exp(x);
+  if (named("log")) return log(x);
+  if (named("cos")) return turn(x).cos;
+  if (named("sin")) return turn(x).sin;
+  if (named("square_root")) return square_root(x);
   if (named("exp2_of_negative")) return exp2_of_negative(x);
   if (named("reciprocal")) return reciprocal(x);
   if (named("normal_cdf")) return normal_cdf(x);
