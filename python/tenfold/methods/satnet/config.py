@@ -8,6 +8,7 @@ from typing import Literal, get_args
 Task = Literal["sudoku4", "sudoku", "permuted", "visual", "visual-ungrounded", "parity", "mapping"]
 TASKS: tuple[Task, ...] = get_args(Task)
 BOARD_TASKS = ("sudoku4", "sudoku", "permuted", "visual", "visual-ungrounded")
+READING_TASKS = ("sudoku4", "sudoku", "permuted")  # boards given as numbers
 SEEING_TASKS = ("visual", "visual-ungrounded", "mapping")  # those with a network that reads pictures
 PUBLISHED_K = 32
 LARGEST_BATCH = 2**16
@@ -42,9 +43,10 @@ class LayerConfig:
             raise ValueError(f"k: wanted at least 2, or none for the bound, got {self.k}")
         if self.max_iter < 1:
             raise ValueError(f"max_iter: wanted at least 1, got {self.max_iter}")
-        for name in ("eps", "prox_lam"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
+        if self.eps < 0:
+            raise ValueError(f"eps: wanted 0 or more, got {self.eps}")
+        if self.prox_lam <= 0:
+            raise ValueError(f"prox_lam: wanted a positive number, got {self.prox_lam}")
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,18 @@ class DataConfig:
     """Problems to test on, of other solution grids, digits and bit strings."""
     size: Literal[4, 9] = 9
     """Side of the board, of the visual tasks and permuted Sudoku; sudoku4 has 4, sudoku has 9."""
-    givens: tuple[int, int] = (31, 41)
-    """Fewest and most given cells of a puzzle; the count is drawn evenly between them."""
+    givens: tuple[int, int] = (24, 40)
+    """Fewest and most given cells of a puzzle."""
+    mean_givens: float = 36.2
+    """Mean of the number of given cells; the default is that of the published puzzles."""
+    puzzle_seed: int = 0
+    """Seed of the puzzles, bit strings and choice of digits, so that runs of several seeds share them."""
     puzzles: str = ""
-    """A file of puzzles to take instead of generating them (81 or 16 characters a line, 0 or . for blank)."""
+    """A file of puzzles to take instead of generating them (81 or 16 characters a line, 0 or . for blank);
+    its last puzzles, a tenth at most, are the test."""
+    from_labels: float = 0.0
+    """Train on the cells alone that puzzles leave unknown: give this share of them, ask for the others, and
+    show nothing of the given cells; 0 takes puzzles as they are."""
     length: int = 20
     """Bits of a parity problem."""
     digits: str = "mnist"
@@ -75,6 +85,12 @@ class DataConfig:
         if not 1 <= low <= high <= self.size**2 - 1:
             wanted = f"two counts from 1 to {self.size**2 - 1}, the smaller first"
             raise ValueError(f"givens: wanted {wanted}, got {low} {high}")
+        if not low <= self.mean_givens <= high:
+            raise ValueError(f"mean_givens: wanted {low} to {high}, got {self.mean_givens}")
+        if not 0 <= self.from_labels < 1:
+            raise ValueError(f"from_labels: wanted 0 to below 1, got {self.from_labels}")
+        if self.puzzle_seed < 0:
+            raise ValueError(f"puzzle_seed: wanted 0 or more, got {self.puzzle_seed}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,10 @@ class SATNetConfig:
     input_margin: float = 0.0
     """Squeeze what the network says into [margin, 1 - margin], away from the ends where the layer's sign is
     random."""
+    proofreader: bool = False
+    """A linear layer before SATNet that may correct what the network says; it begins as the identity."""
+    initial: str = ""
+    """A safetensors file of weights to begin with, instead of random ones."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam, or gradient descent without momentum."""
     lr: float = 2e-3
@@ -110,7 +130,7 @@ class SATNetConfig:
     shuffle: bool = True
     """Whether each pass has an order of its own."""
     seed: int = 0
-    """Seed of weights, order, problems and of the solver's random vectors."""
+    """Seed of weights, order and the solver's random vectors."""
     minutes: float = 0.0
     """Stop at the end of the first pass after so many minutes of training; 0 trains every epoch."""
     patience: int = 0
@@ -140,9 +160,15 @@ class SATNetConfig:
         if only is not None and self.data.size != only:
             raise ValueError(f"size: the boards of {self.task} have {only}, got {self.data.size}")
         if self.task in ("visual-ungrounded", "mapping") and self.loss_mask == "all":
-            raise ValueError(f"loss_mask: {self.task} hides the labels of what is given: wanted unknown, got all")
+            raise ValueError(
+                f"loss_mask: {self.task} hides the labels of what is given: wanted unknown, got all"
+            )
         if self.head == "linear" and self.task != "mapping":
             raise ValueError(f"head: linear is a control of mapping, got task {self.task}")
+        if self.proofreader and (self.task not in SEEING_TASKS or self.head == "linear"):
+            raise ValueError(f"proofreader: it stands between pictures and layer, got task {self.task}")
+        if self.data.from_labels and self.task not in READING_TASKS:
+            raise ValueError(f"from_labels: wanted a task of {', '.join(READING_TASKS)}, got {self.task}")
         if self.data.puzzles and self.task not in BOARD_TASKS:
             raise ValueError(f"puzzles: {self.task} takes no puzzle file, got {self.data.puzzles}")
 
@@ -167,7 +193,7 @@ class SATNetConfig:
         return self.epochs * self.steps_per_epoch
 
 
-_BOARDS4 = DataConfig(train=2000, test=400, size=4, givens=(5, 8))
+_BOARDS4 = DataConfig(train=2000, test=400, size=4, givens=(5, 8), mean_givens=6.5)
 _HOUR = 60.0
 
 
