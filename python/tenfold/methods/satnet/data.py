@@ -9,13 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold.data.cache import cache_folder, make_folder
-from tenfold.data.sudoku import encode
-from tenfold.data.sudoku.canonical import canonical
-from tenfold.data.sudoku.generate import VERSION, Sudoku, SudokuSettings, generate
-from tenfold.data.sudoku.reader import Puzzles, read_puzzles
+from tenfold.data.parity import parity
+from tenfold.data.sudoku import (
+    Puzzles,
+    Sudoku,
+    SudokuSettings,
+    bit_permutation,
+    canonical,
+    generate,
+    is_input,
+    one_hot,
+    read_puzzles,
+)
+from tenfold.data.sudoku.generator import VERSION
 from tenfold.engine.atomic import atomic_write
 from tenfold.engine.config import config_hash
 from tenfold.engine.schedule import generator
@@ -66,16 +76,16 @@ def bit_order(config: SATNetConfig) -> Tensor | None:
     """Of permuted Sudoku: bit `i` of a permuted board is bit `order[i]` of the board."""
     if config.task != "permuted":
         return None
-    return torch.from_numpy(encode.bit_permutation(config.data.size, config.data.puzzle_seed))
+    return torch.from_numpy(bit_permutation(config.data.size, config.data.puzzle_seed))
 
 
 def _numbers(puzzles: Puzzles, order: Tensor | None) -> Split:
     z, given, label = (
         torch.from_numpy(part)
         for part in (
-            encode.one_hot(puzzles.puzzles),
-            encode.is_input(puzzles.puzzles),
-            encode.one_hot(puzzles.solutions),
+            one_hot(puzzles.puzzles),
+            is_input(puzzles.puzzles),
+            one_hot(puzzles.solutions),
         )
     )
     if order is not None:
@@ -83,19 +93,31 @@ def _numbers(puzzles: Puzzles, order: Tensor | None) -> Split:
     return Split(z, given, label)
 
 
+def _parity(config: SATNetConfig) -> Problems:
+    data = config.data
+    found = parity(data.length, data.train, data.test, data.puzzle_seed)
+
+    def split(bits: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:
+        label = torch.from_numpy(labels[:, -1:].astype(np.float32))
+        return Split(torch.from_numpy(bits.astype(np.float32)), torch.zeros_like(label).bool(), label)
+
+    train, test = split(found.train_bits, found.train_labels), split(found.test_bits, found.test_labels)
+    return Problems(train, test, source=f"random strings of {data.length} bits, all different")
+
+
 def _of_labels(split: Split, puzzles: Puzzles, share: float, order: Tensor | None, seed: int) -> Split:
-    """Problems of the cells that puzzles leave unknown: a share of them given, the others asked for."""
+    """Problems of the cells that puzzles leave unknown: a share of them given, the others inputs for."""
     unknown = torch.from_numpy(puzzles.puzzles == 0)
     size = split.z.shape[1] // unknown.shape[1]
-    place = torch.rand(unknown.shape, generator=generator(seed, _LABELS)).masked_fill(~unknown, 2.0)
+    place = torch.rand(unknown.shape, generator=generator(seed, _LABELS)).minputs_fill(~unknown, 2.0)
     given = place.argsort(dim=1).argsort(dim=1) < (share * unknown.sum(dim=1, keepdim=True)).round()
 
     def bits(cells: Tensor) -> Tensor:
         spread = cells.repeat_interleave(size, dim=1)
         return spread if order is None else spread[:, order]
 
-    is_input = bits(given)
-    return Split(split.label * is_input, is_input, split.label, shown=bits(unknown))
+    inputs = bits(given)
+    return Split(split.label * inputs, inputs, split.label, shown=bits(unknown))
 
 
 def _boards(config: SATNetConfig, say: Say) -> tuple[Sudoku, str]:

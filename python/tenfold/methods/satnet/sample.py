@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tenfold.data.sudoku import encode
-from tenfold.data.sudoku.board import box_side, is_valid
-from tenfold.data.sudoku.reader import Puzzles, read_puzzles
+from tenfold.data.sudoku import Puzzles, decode, is_input, is_valid, one_hot, read_puzzles
+from tenfold.data.sudoku.board import box_side
 from tenfold.engine import checkpoint
 from tenfold.engine.options import parse
 from tenfold.engine.run import RunDirectory
@@ -79,13 +78,13 @@ def solve(
     layer.eval()
     layer.eval_seed = seed
     order = bit_order(config)
-    z, given = torch.from_numpy(encode.one_hot(puzzles)), torch.from_numpy(encode.is_input(puzzles))
+    z, given = torch.from_numpy(one_hot(puzzles)), torch.from_numpy(is_input(puzzles))
     if order is not None:
         z, given = z[:, order], given[:, order]
     with torch.no_grad():
         out = layer(z, given)
     bits = out if order is None else out[:, torch.argsort(order)]
-    return encode.decode(bits.numpy()), sweeps_of(layer).numpy()
+    return decode(bits.numpy()), sweeps_of(layer).numpy()
 
 
 def _show(puzzles: Puzzles, boards: NDArray[np.uint8], iterations: NDArray[np.int64]) -> None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tenfold.data.sudoku import encode
-from tenfold.data.sudoku.board import is_valid
+from tenfold.data.sudoku import decode, is_valid
 from tenfold.methods.satnet.config import BOARD_TASKS, SEEING_TASKS, SATNetConfig
 from tenfold.methods.satnet.model import MAPPED, Model, loss_of, sweeps_of
 from tenfold.methods.satnet.problems import Batch, Problems, Split
@@ -78,7 +77,7 @@ def _score_boards(scores: Scores, output: Tensor, batch: Batch, size: int, order
     if order is not None:
         back = torch.argsort(order)
         bits, label, given_bits = bits[:, back], label[:, back], given_bits[:, back]
-    boards, solutions = encode.decode(bits.numpy()), encode.decode(label.numpy())
+    boards, solutions = decode(bits.numpy()), decode(label.numpy())
     given = given_bits.numpy()[:, ::size]
     right = boards == solutions
     scores.add(
