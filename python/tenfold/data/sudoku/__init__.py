@@ -1,0 +1,28 @@
+"""Sudoku of size 9 and 4: puzzles with one solution, their bits for SATNet, and measures of solved boards."""
+
+from tenfold.data.sudoku.board import is_valid, units
+from tenfold.data.sudoku.classes import canonical, count_classes
+from tenfold.data.sudoku.encode import bit_permutation, decode, is_input, one_hot
+from tenfold.data.sudoku.generator import SIZE_4, SIZE_9, Sudoku, SudokuSettings, generate
+from tenfold.data.sudoku.metrics import BoardMetrics, board_metrics
+from tenfold.data.sudoku.reader import Puzzles, read_puzzles
+
+__all__ = [
+    "SIZE_4",
+    "SIZE_9",
+    "BoardMetrics",
+    "Puzzles",
+    "Sudoku",
+    "SudokuSettings",
+    "bit_permutation",
+    "board_metrics",
+    "canonical",
+    "count_classes",
+    "decode",
+    "generate",
+    "is_input",
+    "is_valid",
+    "one_hot",
+    "read_puzzles",
+    "units",
+]
