@@ -1,8 +1,8 @@
 """Tell digits apart without labels: invariant information clustering of pictures.
 
 Ji, Henriques, Vedaldi, "Invariant Information Clustering for Unsupervised Image Classification and
-Segmentation", ICCV 2019: the network's answers to a picture and to a distorted copy shall have the largest mutual
-information. Its answers then name clusters, in an arbitrary order.
+Segmentation", ICCV 2019: the network's answers to a picture and to a distorted copy shall have the largest
+mutual information. Its answers then name clusters, in an arbitrary order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from tenfold.methods.satnet.model import Perception
 
 BATCH = 500
 RATE = 1e-3
-TURN, SCALE, SHIFT = math.radians(20.0), 0.2, 0.1  # largest distortions; the shift is a share of half a picture
+TURN, SCALE, SHIFT = (
+    math.radians(20.0),
+    0.2,
+    0.1,
+)  # largest distortions; the shift is a share of half a picture
 _WEIGHTS, _ORDER, _DISTORTION = range(3)
 
 
@@ -64,7 +68,7 @@ def cluster(images: Tensor, clusters: int, passes: int, seed: int) -> Perception
 
 
 def best_assignment(agreement: Tensor) -> list[int]:
-    """The column for each row of a square matrix, all different, with the largest sum; exact, for up to 12."""
+    """The column for each row of a square matrix, all different, with the largest sum; up to 12 rows."""
     size = len(agreement)
     if size > 12:
         raise ValueError(f"agreement: wanted at most 12 rows, got {size}")

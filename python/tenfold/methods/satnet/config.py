@@ -215,10 +215,11 @@ def laptop(task: Task = "sudoku4") -> SATNetConfig:
 def paper(task: Task = "sudoku") -> SATNetConfig:
     """The settings of the published experiment scripts, on problems of our own generator.
 
-    Published for parity: m, aux, prox_lam, optimiser, rate, batch, counts; for Sudoku the same and 100 epochs,
-    which are taken over for visual Sudoku. The epochs of parity are ours. Ungrounded visual Sudoku
-    and the mapping test have the settings of the released visual Sudoku, with the labels of what is given hidden:
-    those of the assessment itself have not been read. Puzzles have 36 given cells on average, as published.
+    Published for parity: m, aux, prox_lam, optimiser, rate, batch, counts; for Sudoku the same and 100
+    epochs, which are taken over for visual Sudoku. The epochs of parity are ours. Ungrounded visual Sudoku
+    and the mapping test have the settings of the released visual Sudoku, with the labels of what is given
+    hidden: those of the assessment itself have not been read. Puzzles have 36 given cells on average, as
+    published.
     """
     if task == "sudoku4":
         raise ValueError("task: sudoku4 has no published settings; use the preset laptop")

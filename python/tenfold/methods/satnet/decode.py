@@ -1,10 +1,10 @@
 """The rules of a small layer in words: weighted clauses, exact for whole assignments.
 
-With every variable true or false, v_i = +1 or -1, the layer's objective is F(x) = |sum_i v_i s_i|^2 with the
-true variable's row among them; auxiliary variables take what makes it least. So each assignment x of the user's
-variables has a price F(x) - min F, and the clause that forbids x alone, with that price as its weight, says all
-there is to say: the weights of the clauses that an assignment breaks add up to its price. What the layer answers
-is the relaxation's, which may differ; `answers` of a trained layer is shown beside.
+With every variable true or false, v_i = +1 or -1, the layer's objective is F(x) = |sum_i v_i s_i|^2 with
+the true variable's row among them; auxiliary variables take what makes it least. So each assignment x of
+the user's variables has a price F(x) - min F, and the clause that forbids x alone, with that price as its
+weight, says all there is to say: the weights of the clauses that an assignment breaks add up to its price.
+What the layer answers is the relaxation's, which may differ; `answers` of a trained layer is shown beside.
 """
 
 from __future__ import annotations

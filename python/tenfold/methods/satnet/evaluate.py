@@ -85,8 +85,8 @@ def _report(config: SATNetConfig, problems: Problems, state: TrainingState, resu
         f"# SATNet run: {config.task}",
         "",
         f"- {len(problems.train)} problems to train on, {len(problems.test)} to test on: {problems.source}.",
-        f"- {config.n} variables, {layer.aux} auxiliary ones, {layer.m} clauses; {layer.gradient} gradient of "
-        "the inputs.",
+        f"- {config.n} variables, {layer.aux} auxiliary ones, {layer.m} clauses; {layer.gradient} gradient "
+        "of the inputs.",
         f"- {state.step} steps of {config.batch} problems, {results['epochs']} passes, "
         f"{results['seconds'] / 60:.1f} minutes on {results['threads']} threads, seed {config.seed}.",
     ]

@@ -130,8 +130,8 @@ def _visual(arm: str, found: list[Result]) -> str:
         for name in ("valid_boards", "unknown_accuracy", "input_accuracy")
     )
     return (
-        f"`{arm}`: {boards} % valid boards, {cells} % of the unknown cells (chance {100 * CHANCE_CELLS:.1f}), "
-        f"{read} % of the digits read as themselves, by seed."
+        f"`{arm}`: {boards} % valid boards, {cells} % of the unknown cells (chance "
+        f"{100 * CHANCE_CELLS:.1f}), {read} % of the digits read as themselves, by seed."
     )
 
 
@@ -140,10 +140,10 @@ def _primary(found: Sequence[tuple[float, float]]) -> str:
     gain, p_gain = sign_flip(found)
     verdict = "changes" if p < LEVEL else "does not change"
     return (
-        f"Primary contrast, both anchors of the mapping test, {len(found)} pairs: only the run with the correct "
-        f"gradient failed in {correct}, only the one with the official gradient in {official} (exact McNemar "
-        f"p = {p:.3g}); mean accuracy differs by {100 * gain:+.1f} points (sign flips p = {p_gain:.3g}). By the "
-        f"plan's rule the correct gradient {verdict} the conclusion."
+        f"Primary contrast, both anchors of the mapping test, {len(found)} pairs: only the run with the "
+        f"correct gradient failed in {correct}, only the official one in {official} (exact McNemar "
+        f"p = {p:.3g}); mean accuracy differs by {100 * gain:+.1f} points (sign flips p = {p_gain:.3g}). By "
+        f"the plan's rule the correct gradient {verdict} the conclusion."
     )
 
 

@@ -1,8 +1,8 @@
 """The gradient to an input of the layer: ours and the published code's, against finite differences.
 
-A small random problem, solved to convergence: a truth variable, 5 inputs and 6 free variables. One input moves
-through [0, 1] while the random vectors, signs and order stay as they are. The finite differences are those of
-the float64 reference; the gradients are those of the float32 op.
+A small random problem, solved to convergence: a truth variable, 5 inputs and 6 free variables. One input
+moves through [0, 1] while the random vectors, signs and order stay as they are. The finite differences are
+those of the float64 reference; the gradients are those of the float32 op.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEEDS = 3
 
 
 def measure(seed: int, points: int = POINTS) -> dict[str, list[float]]:
-    """Values of the input that moves, and the derivative of a random linear loss of the free outputs by it."""
+    """Values of the input that moves, and the derivatives by it of a random linear loss of the outputs."""
     draw = np.random.default_rng(seed)
     S = SPREAD * draw.standard_normal((1 + INPUTS + FREE, CLAUSES))
     z = np.concatenate([draw.uniform(0.1, 0.9, INPUTS), np.zeros(FREE)])

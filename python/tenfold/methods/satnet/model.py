@@ -23,7 +23,7 @@ def make_layer(n: int, config: LayerConfig) -> SATNet:
 
 
 def sweeps_of(layer: SATNet) -> Tensor:
-    """(B,) int64: how many sweeps the layer made in its last call; the report counts one less that end early."""
+    """(B,) int64: sweeps of the last call; the report counts one less where a sample ended early."""
     if layer.report is None:
         raise ValueError("the layer has not been called")
     last = torch.as_tensor(layer.report.niter).long()

@@ -124,8 +124,8 @@ def mapping_cells(seeds: range) -> Iterator[Cell]:
 def mapping_settings() -> dict[str, SATNetConfig]:
     """Two anchors and changes of one factor from each.
 
-    `naive` has the settings of the released visual Sudoku, its clauses and auxiliary variables in proportion to
-    20 variables instead of 729.
+    `naive` has the settings of the released visual Sudoku, its clauses and auxiliary variables in
+    proportion to 20 variables instead of 729.
     """
     data = DataConfig(train=MAPPING_STEPS * MAPPING_BATCH, test=MAPPING_TEST)
     naive = SATNetConfig(

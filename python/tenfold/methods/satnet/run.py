@@ -37,7 +37,7 @@ class Facts:
             if split.fingerprint() != wanted:
                 raise UserError(
                     f"the {name} problems are not those that the run began with (SHA-256 "
-                    f"{split.fingerprint()[:12]}, wanted {wanted[:12]}); give the data it had, or start a new run"
+                    f"{split.fingerprint()[:12]}, wanted {wanted[:12]}); give the data it had, or start anew"
                 )
 
 

@@ -22,7 +22,6 @@ from tenfold.methods.satnet.run import read_config
 from tenfold.methods.satnet.step import TrainingState
 
 
-
 @dataclass(frozen=True)
 class SampleOptions:
     """Complete each puzzle of a file with the rules that a run has learnt."""
@@ -53,8 +52,8 @@ def main(argv: list[str]) -> int:
     cells = config.data.size**2
     if puzzles.puzzles.shape[1] != cells:
         raise UserError(
-            f"{options.puzzles}: puzzles of {puzzles.puzzles.shape[1]} cells, but {options.run} was trained on "
-            f"boards of {cells}"
+            f"{options.puzzles}: puzzles of {puzzles.puzzles.shape[1]} cells, but {options.run} was trained "
+            f"on boards of {cells}"
         )
     full = np.flatnonzero((puzzles.puzzles != 0).all(axis=1))
     if len(full):

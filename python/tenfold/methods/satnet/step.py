@@ -85,7 +85,7 @@ def load_weights(model: Model, path: Path) -> None:
 
 
 def _optimizer(model: Model, config: SATNetConfig) -> torch.optim.Optimizer:
-    """The layer and the network that reads pictures have rates of their own; a linear head has the latter's."""
+    """Layer and perception have rates of their own; a linear head has the perception's."""
     layer = list(model.layer.parameters()) if model.layer is not None else []
     known = {id(parameter) for parameter in layer}
     others = [parameter for parameter in model.parameters() if id(parameter) not in known]

@@ -149,9 +149,9 @@ def _boards(arms: Arms, figures: Path | None) -> list[str]:
         curves(named, figures / BOARD_FIGURE, "minutes of training", "% valid test boards", logarithmic=False)
         lines += [f"![valid test boards over minutes of training]({BOARD_FIGURE})", ""]
     lines += [
-        "Valid boards have right rows, columns and boxes; exact ones equal the solution. 'Digits read': pictures "
-        "that the network reads as the digit they show; 'purity': as the digit that is most often behind the "
-        "answer."
+        "Valid boards have right rows, columns and boxes; exact ones equal the solution. 'Digits read': "
+        "pictures that the network reads as the digit they show; 'purity': as the digit that is "
+        "most often behind the answer."
     ]
     rows = [_board_row(arm, result) for arm in present for result in arms[arm]]
     return lines + _table(_BOARD_COLUMNS, rows)
@@ -175,7 +175,13 @@ def _parity(arms: Arms, figures: Path | None) -> list[str]:
             by_pass = {int(row["epoch"]): row["accuracy"] for row in result["curve"]}
             shares = [_percent(by_pass.get(passes)) for passes in (1, 5, 10, 20)]
             rows.append([arm, str(result["seed"]), *shares, f"{result['training_seconds'] / 60:.1f}"])
-    return ["", "## Parity", "", "Right answers on test strings after so many passes.", *_table(columns, rows)]
+    return [
+        "",
+        "## Parity",
+        "",
+        "Right answers on test strings after so many passes.",
+        *_table(columns, rows),
+    ]
 
 
 def _mapping(arms: Arms, figures: Path | None) -> list[str]:
@@ -195,8 +201,8 @@ def _mapping(arms: Arms, figures: Path | None) -> list[str]:
         "",
         "## MNIST mapping test",
         "",
-        f"Runs fail below {100 * SUCCESS:g} % of the test pictures. `{LINEAR}` is the same network with a linear "
-        "layer instead of SATNet.",
+        f"Runs fail below {100 * SUCCESS:g} % of the test pictures. `{LINEAR}` is the same network with a "
+        "linear layer instead of SATNet.",
         *_table(columns, rows),
         "",
         "Accuracy of every seed, sorted:",

@@ -43,8 +43,8 @@ class TrainOptions:
     out: Path | None = None
     """The run directory to make (default: runs/satnet-DATE-TIME)."""
     resume: Path | None = None
-    """Go on with this run directory exactly where its last checkpoint stands; --puzzles and --digits say where
-    its data is now, if that was moved."""
+    """Go on with this run directory exactly where its last checkpoint stands; --puzzles and --digits say
+    where its data is now, if that was moved."""
     tensorboard: bool = False
     """Write TensorBoard event files too."""
 
@@ -183,8 +183,8 @@ def stop_reason(config: SATNetConfig, losses: Sequence[float], seconds: float) -
 def _diverged(run: RunDirectory, config: SATNetConfig, step: int) -> str:
     kept = checkpoint.latest(run.checkpoints)
     return (
-        f"the loss is not a number at step {step}: training has diverged; start again, in a new --out, with a "
-        f"lower --lr than {config.lr:g}" + (f" ({kept} is the last checkpoint before it)" if kept else "")
+        f"the loss is not a number at step {step}: training has diverged; start again, in a new --out, with "
+        f"a lower --lr than {config.lr:g}" + (f" ({kept} is the last checkpoint before it)" if kept else "")
     )
 
 
