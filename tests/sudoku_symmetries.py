@@ -24,8 +24,8 @@ def renamed(board):
     return [names[number] for number in flat]
 
 
-def random_symmetry(board, rng):
-    """A random member of the board's class."""
+def random_symmetry(board, rng, names=True):
+    """A random member of the board's class; without ``names``, its numbers are as they were."""
     size = int(np.sqrt(len(board)))
     side = int(np.sqrt(size))
 
@@ -34,4 +34,4 @@ def random_symmetry(board, rng):
 
     square = np.reshape(board, (size, size))[np.ix_(order(), order())]
     square = square.T if rng.random() < 0.5 else square
-    return (rng.permutation(size) + 1)[square - 1].ravel()
+    return ((rng.permutation(size) + 1)[square - 1] if names else square).ravel()

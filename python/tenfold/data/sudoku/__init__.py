@@ -5,6 +5,7 @@ from tenfold.data.sudoku.classes import canonical, count_classes
 from tenfold.data.sudoku.encode import bit_permutation, decode, is_input, one_hot
 from tenfold.data.sudoku.generator import SIZE_4, SIZE_9, Sudoku, SudokuSettings, generate
 from tenfold.data.sudoku.metrics import BoardMetrics, board_metrics
+from tenfold.data.sudoku.prepared import SudokuManifest, load, prepare, prepare_file
 from tenfold.data.sudoku.reader import Puzzles, read_puzzles
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "BoardMetrics",
     "Puzzles",
     "Sudoku",
+    "SudokuManifest",
     "SudokuSettings",
     "bit_permutation",
     "board_metrics",
@@ -22,7 +24,10 @@ __all__ = [
     "generate",
     "is_input",
     "is_valid",
+    "load",
     "one_hot",
+    "prepare",
+    "prepare_file",
     "read_puzzles",
     "units",
 ]
