@@ -270,16 +270,19 @@ def test_a_run_that_ended_early_is_not_trained_on(tmp_path):
 def test_own_puzzles_are_split_by_solution(tmp_path, capsys):
     problems = prepare(laptop("sudoku4"))
     rows = (problems.train.z.view(-1, 16, 4) * torch.arange(1, 5)).sum(dim=2).int().tolist()[:60]
+    lines = ["".join(map(str, row)) for row in rows]
     file = tmp_path / "puzzles.txt"
-    file.write_text("\n".join("".join(map(str, row)) for row in rows))
+    file.write_text("\n".join(lines))
     config = replace(laptop("sudoku4"), data=replace(laptop("sudoku4").data, puzzles=str(file)))
     own = prepare(config)
     assert len(own.train) + len(own.test) == 60 and 1 <= len(own.test) <= 6
     train, test = ({bytes(row.numpy()) for row in split.label} for split in (own.train, own.test))
     assert not train & test
-    file.write_text("\n".join(["".join(map(str, rows[0]))] * 5))
+    file.write_text(lines[0])
     assert main(["train", "satnet", "--puzzles", str(file), "--out", str(tmp_path / "run")]) == 2
     assert "no puzzle is left to test on" in capsys.readouterr().err
+    assert main(["train", "satnet", "--task", "sudoku", "--puzzles", str(file)]) == 2
+    assert "16 cells" in capsys.readouterr().err
 
 
 def test_problems_of_labels_show_nothing_of_the_given_cells():

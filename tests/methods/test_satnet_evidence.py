@@ -112,7 +112,8 @@ def fake(cell):
         fails = cell.arm.endswith("official") and seed < 7
         return common | {"config": config, "test": {"accuracy": 0.2 if fails else 0.97}}
     scores = {"accuracy": 1.0, "valid_boards": 0.96, "exact_boards": 0.95, "unknown_accuracy": 0.99,
-              "given_accuracy": 1.0, "input_accuracy": 0.9, "input_purity": 0.9, "iterations": 30.0}  # fmt: skip
+              "given_accuracy": 1.0, "input_accuracy": 0.9, "input_purity": 0.9,
+              "iterations": 30.0}  # fmt: skip
     curve = [{"epoch": 0, "seconds": 0.0, "valid_boards": 0.0, "accuracy": 0.5},
              {"epoch": 1, "seconds": 120.0, "valid_boards": 0.96, "accuracy": 1.0}]  # fmt: skip
     return common | {"config": config, "test": scores, "epochs": 1, "training_seconds": 120.0, "curve": curve}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,30 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from tenfold.engine import checkpoint
 from tenfold.engine.atomic import atomic_write
 from tenfold.engine.config import to_dict
 from tenfold.engine.machine import processor
 from tenfold.engine.metrics import read_metrics
 from tenfold.engine.run import RunDirectory
-from tenfold.methods.satnet import gradient, train
-from tenfold.methods.satnet.cluster import best_assignment, cluster
+from tenfold.methods.satnet import gradient, grounding, train
 from tenfold.methods.satnet.config import SATNetConfig, paper
 from tenfold.methods.satnet.data import prepare
-from tenfold.methods.satnet.model import Model, Perception
 from tenfold.methods.satnet.plan import Cell
-from tenfold.methods.satnet.problems import Problems, Split
+from tenfold.methods.satnet.problems import Problems
 from tenfold.methods.satnet.run import read_config
 from tenfold.methods.satnet.scores import evaluate_split
 from tenfold.methods.satnet.step import TrainingState, TrainingStep
 
-CLUSTER_PASSES = 6
 RULES_MINUTES = 22.0  # of training on the cells that puzzles leave unknown
 LABELS_GIVEN = 0.8
-AGREEMENT_PUZZLES = 1000
 FINE_RATE = 1e-4  # of the network that reads pictures, in the joint training
-UNUSED = -20.0  # logit of digits that no cluster has
 _CURVE = (
     "epoch", "seconds", "train_loss", "test_loss", "valid_boards", "exact_boards", "unknown_accuracy",
     "given_accuracy", "input_accuracy", "input_purity", "accuracy", "iterations",
@@ -91,7 +87,7 @@ def _train_run(config: SATNetConfig, path: Path) -> dict[str, Any] | int:
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, float]:
-    return {name: round(row[name], 5) for name in _CURVE if row.get(name) == row.get(name) and name in row}
+    return {name: round(row[name], 5) for name in _CURVE if name in row and math.isfinite(row[name])}
 
 
 _prepared: dict[str, Problems] = {}
@@ -132,7 +128,7 @@ def _grounding(cell: Cell, runs: Path) -> dict[str, Any] | int:
     folder, config = runs / cell.name, cell.config
     folder.mkdir(parents=True, exist_ok=True)
     problems = prepare(config)
-    reader = _clusters(folder / "clusters.safetensors", problems.train, config)
+    reader = grounding.clusters(folder / "clusters.safetensors", problems.train, config)
     rules_config = replace(
         paper("sudoku"), seed=config.seed, minutes=RULES_MINUTES,
         data=replace(paper("sudoku").data, from_labels=LABELS_GIVEN),
@@ -141,13 +137,13 @@ def _grounding(cell: Cell, runs: Path) -> dict[str, Any] | int:
     if isinstance(rules, int):
         return rules
     model = _newest(folder / "rules").model
-    assignment = _match(model, reader, problems.train, config)
-    _relabel(reader, assignment)
+    assignment = grounding.match(model, reader, problems.train, config)
+    grounding.relabel(reader, assignment)
     start = folder / "initial.safetensors"
     assert model.layer is not None
     weights = {f"layer.{name}": value for name, value in model.layer.state_dict().items()}
     weights |= {f"perception.{name}": value for name, value in reader.state_dict().items()}
-    save_file({name: value.contiguous() for name, value in weights.items()}, start)
+    grounding.write_weights(start, weights)
     joint_config = replace(config, initial=str(start), backbone_lr=FINE_RATE)
     matched = evaluate_split(TrainingState.fresh(joint_config).model, config, problems, problems.test)
     joint = _train_run(joint_config, folder / "joint")
@@ -162,54 +158,7 @@ def _grounding(cell: Cell, runs: Path) -> dict[str, Any] | int:
 
 
 def _newest(path: Path) -> TrainingState:
-    from tenfold.engine import checkpoint
-
     run = RunDirectory.open(path)
     newest = checkpoint.latest(run.checkpoints)
     assert newest is not None
     return TrainingState.load(read_config(run)[0], newest)
-
-
-def _clusters(path: Path, split: Split, config: SATNetConfig) -> Perception:
-    """The network that tells the training digits apart, from its file where that exists."""
-    reader = Perception(config.symbols, config.output)
-    if not path.exists():
-        assert split.pictures is not None and split.digits is not None
-        seen = split.pictures[split.pictures >= 0].unique()
-        found = cluster(split.digits[seen], config.symbols, CLUSTER_PASSES, config.seed)
-        with atomic_write(path, "wb") as sink:
-            from safetensors.torch import save
-
-            sink.write(save({name: value.contiguous() for name, value in found.state_dict().items()}))
-    from safetensors.torch import load_file
-
-    reader.load_state_dict(load_file(path))
-    return reader
-
-
-@torch.no_grad()
-def _match(model: Model, reader: Perception, split: Split, config: SATNetConfig) -> list[int]:
-    """The digit of each cluster: from the labelled cells the rules say what the given cells hold."""
-    assert model.layer is not None
-    size = config.symbols
-    model.eval()
-    agreement = torch.zeros(size, size)
-    for first in range(0, min(AGREEMENT_PUZZLES, len(split)), 100):
-        batch = split.take(torch.arange(first, min(first + 100, len(split))))
-        hidden = batch.is_input  # of these cells no label is seen
-        solved = model.layer((~hidden) * batch.label, ~hidden)
-        clusters = reader.logits(batch.images)[:, :size].argmax(dim=1)
-        digits = solved[hidden].view(-1, size)
-        agreement.index_add_(0, clusters, digits)
-    return best_assignment(agreement)
-
-
-@torch.no_grad()
-def _relabel(reader: Perception, assignment: list[int]) -> None:
-    """Reorder the outputs so that each cluster answers with its digit, and close those that have none."""
-    last = reader.body[-1]
-    weight, bias = last.weight.clone(), last.bias.clone()
-    last.weight.zero_()
-    last.bias.fill_(UNUSED)
-    for found, digit in enumerate(assignment):
-        last.weight[digit], last.bias[digit] = weight[found], bias[found]

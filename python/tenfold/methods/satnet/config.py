@@ -66,8 +66,8 @@ class DataConfig:
     puzzle_seed: int = 0
     """Seed of the puzzles, bit strings and choice of digits, so that runs of several seeds share them."""
     puzzles: str = ""
-    """A file of puzzles to take instead of generating them (81 or 16 characters a line, 0 or . for blank);
-    its last puzzles, a tenth at most, are the test."""
+    """Puzzles to take instead of generating them: a folder that `tenfold data sudoku` made, or a file (81 or
+    16 characters a line, 0 or . for blank), of which up to a tenth is the test."""
     from_labels: float = 0.0
     """Train on the cells alone that puzzles leave unknown: give this share of them, ask for the others, and
     show nothing of the given cells; 0 takes puzzles as they are."""

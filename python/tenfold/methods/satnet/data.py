@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,21 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tenfold.data import mnist
 from tenfold.data.cache import cache_folder, make_folder
+from tenfold.data.mapping import SYMBOLS, mapping
 from tenfold.data.parity import parity
 from tenfold.data.sudoku import (
     Puzzles,
     Sudoku,
     SudokuSettings,
     bit_permutation,
-    canonical,
-    generate,
     is_input,
+    load,
     one_hot,
-    read_puzzles,
+    prepare_file,
 )
+from tenfold.data.sudoku import prepare as prepare_sudoku
 from tenfold.data.sudoku.generator import VERSION
-from tenfold.engine.atomic import atomic_write
+from tenfold.data.visual_sudoku import visual_sudoku
 from tenfold.engine.config import config_hash
 from tenfold.engine.schedule import generator
 from tenfold.errors import UserError
@@ -34,9 +37,9 @@ from tenfold.methods.satnet.config import SATNetConfig
 from tenfold.methods.satnet.problems import Problems, Split
 
 MNIST = "mnist"
-TEST_SHARE = 0.1  # of a user's puzzles
 _LABELS = 20  # purpose of the random stream that chooses which labels are given
-_SLOW = 1000  # puzzles; more take longer than a second or two to make
+_SLOW = 1000  # puzzles; more take longer than some seconds to make
+_PUZZLE_SECONDS = 0.011  # of one processor, for a puzzle of size 9
 
 Say = Callable[[str], None]
 
@@ -106,10 +109,10 @@ def _parity(config: SATNetConfig) -> Problems:
 
 
 def _of_labels(split: Split, puzzles: Puzzles, share: float, order: Tensor | None, seed: int) -> Split:
-    """Problems of the cells that puzzles leave unknown: a share of them given, the others inputs for."""
+    """Problems of the cells that puzzles leave unknown: a share of them given, the others asked for."""
     unknown = torch.from_numpy(puzzles.puzzles == 0)
     size = split.z.shape[1] // unknown.shape[1]
-    place = torch.rand(unknown.shape, generator=generator(seed, _LABELS)).minputs_fill(~unknown, 2.0)
+    place = torch.rand(unknown.shape, generator=generator(seed, _LABELS)).masked_fill(~unknown, 2.0)
     given = place.argsort(dim=1).argsort(dim=1) < (share * unknown.sum(dim=1, keepdim=True)).round()
 
     def bits(cells: Tensor) -> Tensor:
@@ -138,32 +141,19 @@ def _boards(config: SATNetConfig, say: Say) -> tuple[Sudoku, str]:
         f"generated puzzles with one solution, {data.givens[0]} to {data.givens[1]} givens, mean "
         f"{data.mean_givens:g}; no {apart} is in both splits"
     )
-    return _cached(settings, say), source
+    return _generated(settings, say), source
 
 
-def _cached(settings: SudokuSettings, say: Say) -> Sudoku:
+def _generated(settings: SudokuSettings, say: Say) -> Sudoku:
     """The puzzles of `settings`, made at most once."""
-    path = cache_folder() / "sudoku" / f"v{VERSION}-{config_hash(settings)}.npy"
-    wanted = (settings.train + settings.test, 2, settings.size**2)
-    if path.exists():
-        kept = np.load(path, allow_pickle=False)
-        if kept.shape != wanted or kept.dtype != np.uint8:
-            raise UserError(f"{path}: is no file of {wanted[0]} puzzles; delete it, and it is made again")
-    else:
-        if wanted[0] >= _SLOW and settings.size == 9:
-            say(f"making {wanted[0]} puzzles, once: about {wanted[0] * 0.011 / _processes():.0f} s")
-        made = generate(settings, _processes() if settings.size == 9 else 1)
-        kept = np.stack(
-            [np.concatenate([getattr(part, name) for part in (made.train, made.test)])
-             for name in ("puzzles", "solutions")],
-            axis=1,
-        )  # fmt: skip
-        make_folder(path.parent)
-        with atomic_write(path, "wb") as sink:
-            np.save(sink, kept, allow_pickle=False)
-    parts = kept[: settings.train], kept[settings.train :]
-    train, test = (Puzzles(*(np.ascontiguousarray(part[:, side]) for side in (0, 1))) for part in parts)
-    return Sudoku(train, test)
+    folder = cache_folder() / "sudoku" / f"v{VERSION}-{config_hash(settings)}"
+    if not folder.exists():
+        count = settings.train + settings.test
+        many = settings.size == 9 and count >= _SLOW
+        if many:
+            say(f"making {count} puzzles, once: about {count * _PUZZLE_SECONDS / _processes():.0f} s")
+        prepare_sudoku(make_folder(folder.parent) / folder.name, settings, _processes() if many else 1)
+    return load(folder)
 
 
 def _processes() -> int:
@@ -171,25 +161,60 @@ def _processes() -> int:
 
 
 def _own_boards(config: SATNetConfig) -> Sudoku:
-    """The user's puzzles, the last ones for the test, unless training has their solution."""
-    path = config.data.puzzles
-    everything = read_puzzles(Path(path))
-    if everything.puzzles.shape[1] != config.data.size**2:
+    """The user's puzzles: a folder of `tenfold data sudoku`, or a file, split and kept in the cache."""
+    path = Path(config.data.puzzles)
+    folder = path
+    if not path.is_dir():
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); see --puzzles") from error
+        folder = make_folder(cache_folder() / "sudoku") / f"own-{digest}"
+        if not folder.exists():
+            prepare_file(folder, path)
+    boards = load(folder)
+    cells = boards.train.puzzles.shape[1]
+    if cells != config.data.size**2:
         raise UserError(
-            f"{path}: puzzles of {everything.puzzles.shape[1]} cells, wanted {config.data.size**2}; "
-            "see --task and --size"
+            f"{path}: puzzles of {cells} cells, wanted {config.data.size**2}; see --task and --size"
         )
-    count = min(config.data.test, max(1, round(TEST_SHARE * len(everything))))
-    known = everything.solutions if config.data.size == 4 else canonical(everything.solutions)
-    classes = [bytes(board) for board in known]
-    first = set(classes[: len(everything) - count])
-    is_test = np.array([at >= len(classes) - count and one not in first for at, one in enumerate(classes)])
-    if not is_test.any() or is_test.all():
-        raise UserError(
-            f"{path}: no puzzle is left to test on whose solution differs from those trained on; add others"
+    if not len(boards.test):
+        raise UserError(f"{path}: no puzzle is left to test on that is unlike those trained on; add others")
+    return boards
+
+
+def _digits(config: SATNetConfig) -> mnist.Digits:
+    return mnist.load(None if config.data.digits == MNIST else Path(config.data.digits))
+
+
+def _visual(config: SATNetConfig, boards: Sudoku, source: str) -> Problems:
+    """Boards whose given cells are pictures; training puzzles show training pictures, test puzzles others."""
+    digits = _digits(config)
+    drawn = visual_sudoku(boards, digits, config.data.puzzle_seed)
+
+    def split(puzzles: Puzzles, rows: NDArray[np.int32], images: NDArray[np.uint8]) -> Split:
+        numbers = _numbers(puzzles, None)
+        pictures = torch.from_numpy(rows.astype(np.int64))
+        return replace(
+            numbers, z=torch.zeros_like(numbers.z), pictures=pictures, digits=torch.from_numpy(images)
         )
-    train, test = (
-        Puzzles(everything.puzzles[rows], everything.solutions[rows])
-        for rows in (np.flatnonzero(~is_test)[: config.data.train], np.flatnonzero(is_test))
-    )
-    return Sudoku(train, test)
+
+    train = split(boards.train, drawn.train_rows, digits.train_images)
+    test = split(boards.test, drawn.test_rows, digits.test_images)
+    return Problems(train, test, source=f"{source}; given cells are pictures, other ones in the test")
+
+
+def _mapping(config: SATNetConfig) -> Problems:
+    """One picture and the symbol that its digit stands for: the first bits are inputs, the others outputs."""
+    found = mapping(_digits(config), config.data.puzzle_seed)
+
+    def split(images: NDArray[np.uint8], symbols: NDArray[np.float32], count: int) -> Split:
+        chosen, count = torch.from_numpy(symbols[:count]), min(count, len(symbols))
+        label = torch.cat([torch.zeros(count, SYMBOLS), chosen], dim=1)
+        is_given = (torch.arange(2 * SYMBOLS) < SYMBOLS).expand(count, -1)
+        pictures = torch.arange(count)[:, None]
+        return Split(torch.zeros_like(label), is_given, label, pictures, torch.from_numpy(images[:count]))
+
+    train = split(found.train_images, found.train_labels, config.data.train)
+    test = split(found.test_images, found.test_labels, config.data.test)
+    return Problems(train, test, source="pictures of digits, each digit standing for another symbol")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tenfold.data.mapping import SYMBOLS
 from tenfold.methods.satnet.config import SEEING_TASKS, LayerConfig, SATNetConfig
 from tenfold.methods.satnet.problems import Batch
 from tenfold.nn.satnet import SATNet
 
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081  # of the training pixels, scaled to [0, 1]
-MAPPED = 10  # inputs, and as many outputs, of the mapping test
 CLAMP = 1e-6  # outputs reach 0 and 1, whose logarithms do not
 
 
@@ -77,7 +77,7 @@ class Model(nn.Module):
         )
         self.proofreader = _identity(config.n) if config.proofreader else None
         self.layer = make_layer(config.n, config.layer) if config.head == "satnet" else None
-        self.linear = nn.Linear(MAPPED, MAPPED) if config.head == "linear" else None
+        self.linear = nn.Linear(SYMBOLS, SYMBOLS) if config.head == "linear" else None
 
     def draw_from(self, source: torch.Generator) -> None:
         """Take the solver's random vectors in training from `source`."""
@@ -90,12 +90,13 @@ class Model(nn.Module):
             return self._chain(batch.z)
         z = batch.z if self.perception is None else self._see(self.perception, batch)
         if self.proofreader is not None:
-            z = self.proofreader(z).clamp(0.0, 1.0) * batch.is_input
+            proofread: Tensor = self.proofreader(z)
+            z = proofread.clamp(0.0, 1.0) * batch.is_input
         if self.layer is not None:
             solved: Tensor = self.layer(z, batch.is_input)
             return solved
         assert self.linear is not None
-        return torch.cat([z[:, :MAPPED], self.linear(z[:, :MAPPED]).sigmoid()], dim=1)
+        return torch.cat([z[:, :SYMBOLS], self.linear(z[:, :SYMBOLS]).sigmoid()], dim=1)
 
     def _chain(self, bits: Tensor) -> Tensor:
         """(B, L) bits -> (B, 1): the parity so far and the next bit give the parity with it, link by link.
@@ -108,13 +109,13 @@ class Model(nn.Module):
         for place in range(1, bits.shape[1]):
             with torch.set_grad_enabled(torch.is_grad_enabled() and place == bits.shape[1] - 1):
                 z = torch.stack([so_far, bits[:, place], torch.zeros_like(so_far)], dim=1)
-                answer = self.layer(z, is_input)[:, 2]
+                answer: Tensor = self.layer(z, is_input)[:, 2]
             so_far = (answer > 0.5).float()
         return answer[:, None]
 
     def _see(self, perception: Perception, batch: Batch) -> Tensor:
         """Write what the network says of each picture into the input bits of its cell, in order."""
-        said = perception(batch.images)
+        said: Tensor = perception(batch.images)
         return torch.zeros_like(batch.z).masked_scatter(batch.is_input, said)
 
 

@@ -58,8 +58,9 @@ def reopen(run: RunDirectory, puzzles: str = "", digits: str = "") -> tuple[SATN
     `puzzles` and `digits` are where its file of puzzles and its folder of digits are now, if they were moved.
     """
     config, facts = read_config(run)
-    moved = {name: value for name, value in (("puzzles", puzzles), ("digits", digits)) if value}
-    config = anchored(replace(config, data=replace(config.data, **moved)))
+    data = config.data
+    data = replace(data, puzzles=puzzles or data.puzzles, digits=digits or data.digits)
+    config = anchored(replace(config, data=data))
     problems = prepare(config)
     facts.verify(problems)
     return config, facts, problems

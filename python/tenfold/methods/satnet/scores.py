@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tenfold.data.mapping import SYMBOLS
 from tenfold.data.sudoku import decode, is_valid
 from tenfold.methods.satnet.config import BOARD_TASKS, SEEING_TASKS, SATNetConfig
-from tenfold.methods.satnet.model import MAPPED, Model, loss_of, sweeps_of
+from tenfold.methods.satnet.model import Model, loss_of, sweeps_of
 from tenfold.methods.satnet.problems import Batch, Problems, Split
 
 EVALUATION_BATCH = 100
@@ -63,7 +64,7 @@ def score(scores: Scores, output: Tensor, batch: Batch, config: SATNetConfig, or
     if config.task in BOARD_TASKS:
         _score_boards(scores, output, batch, config.data.size, order)
     elif config.task == "mapping":
-        right = output[:, MAPPED:].argmax(dim=1) == batch.label[:, MAPPED:].argmax(dim=1)
+        right = output[:, SYMBOLS:].argmax(dim=1) == batch.label[:, SYMBOLS:].argmax(dim=1)
         scores.add(answers=len(right), accuracy_right=int(right.sum()))
     else:
         right = (output > 0.5) == (batch.label > 0.5)
@@ -96,12 +97,13 @@ def _score_inputs(scores: Scores, output: Tensor, batch: Batch, config: SATNetCo
     symbols = config.symbols
     said = output[batch.is_input].view(-1, symbols).argmax(dim=1)
     if config.task == "mapping":
-        true = batch.label[:, MAPPED:].argmax(dim=1)
+        true = batch.label[:, SYMBOLS:].argmax(dim=1)
     else:
         true = batch.label[batch.is_input].view(-1, symbols).argmax(dim=1)
     counts = torch.bincount(true * symbols + said, minlength=symbols**2).view(symbols, symbols)
     scores.confusion = counts if scores.confusion is None else scores.confusion + counts
-    scores.add(seen=len(said), input_accuracy_right=int((said == true).sum()))
+    if config.task != "mapping":  # whose digits stand for other symbols
+        scores.add(seen=len(said), input_accuracy_right=int((said == true).sum()))
 
 
 @torch.no_grad()

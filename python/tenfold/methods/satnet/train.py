@@ -115,7 +115,8 @@ def _train(
     run: RunDirectory, config: SATNetConfig, problems: Problems, state: TrainingState, tensorboard: bool
 ) -> int:
     step, every = TrainingStep(config, problems), config.checkpoint_every or config.steps_per_epoch
-    seconds, shown = _seconds_so_far(run, state.step), {}
+    seconds = _seconds_so_far(run, state.step)
+    shown: dict[str, float] = {}
     with (
         run.lock(),
         Interrupt() as interrupt,
