@@ -198,8 +198,8 @@ inline void update_low_rank(float* w, const float* panel, const float* changes, 
 
 // ---- sweeps ----
 
-// How a free variable moves, given its g in registers; `vectors` is 0 where their number is not known to the
-// compiler. Both give row i's new value and write its change.
+// How a free variable moves, given its g; `vectors` is 0 where their number is not known to the compiler.
+// Both write row i's new value and its change.
 struct Descend {  // v = -g / |g|
   float* norms;   // (free)
   Floats delta;   // the objective's change in this sweep, in as many parts as a vector has lanes
@@ -243,59 +243,96 @@ struct Adjust {          // u = factor (I - v v^T) g
   }
 };
 
-// The rows of a block, one after the other. g[r] lacks only what rows above r of the block have changed.
-template <int vectors, class Move>
-inline void finish_block(Workspace& work, Move& move, const float* within, int64_t first, int64_t rows,
-                         bool has_diagonal) {
-  const int64_t width = work.width, count = vectors > 0 ? vectors * kFloatLanes : width;
-  for (int64_t r = 0; r < rows; ++r) {
+// A sample being solved.
+template <class Move>
+struct Solving {
+  Workspace& work;
+  Form form;
+  Move move;
+
+  // What the block's variables get from outside, and from within before any of them moves. `from_zero`: x was
+  // zero before this sweep.
+  void begin_block(int64_t first, int64_t clauses, bool from_zero) {
+    const bool gram = form == Form::gram;
+    const int64_t width = work.width, depth = gram ? work.free_count : clauses;
+    std::memcpy(work.block, work.bias + first * width, sizeof(float) * static_cast<size_t>(kRows * width));
+    multiply_block(work.block, work.panels + first * depth, gram ? work.x : work.w, width,
+                   gram && from_zero ? first : depth);
+  }
+
+  // Moves row r; its g lacks only what rows above it have changed.
+  template <int vectors>
+  void finish_row(int64_t first, int64_t r) {
+    const bool gram = form == Form::gram;
+    const int64_t width = work.width, count = vectors > 0 ? vectors * kFloatLanes : width;
+    const float* const within =
+        gram ? work.panels + first * (work.free_count + kRows) : work.within + first * kRows;
     float* const g = work.block + r * width;
     float* const x = work.x + (first + r) * width;
-    const float own = has_diagonal ? within[r * kRows + r] : 0.0f;
+    const float own = gram ? 0.0f : within[r * kRows + r];
     for (int64_t c = 0; c < count; c += kFloatLanes) {
-      Floats sum = load(g + c);
-      if (has_diagonal) sum -= own * load(x + c);
+      Floats sum = load(g + c) - own * load(x + c);
       for (int64_t s = 0; s < r; ++s) sum += within[s * kRows + r] * load(work.changes + s * width + c);
       store(g + c, sum);
     }
     move.template step<vectors>(first + r, g, x, work.changes + r * width, work.v + (first + r) * width,
                                 width);
   }
-}
 
-// `from_zero`: x was zero before this sweep.
-template <int vectors, class Move>
-void sweep(Workspace& work, Form form, Move& move, int64_t clauses, bool from_zero) {
-  const bool gram = form == Form::gram;
-  const int64_t width = work.width, depth = gram ? work.free_count : clauses;
-  for (int64_t first = 0; first < work.free_count; first += kRows) {
-    const int64_t rows = gemm::lesser(work.free_count - first, kRows);
-    const float* const panel = work.panels + first * depth;
-    std::memcpy(work.block, work.bias + first * width, sizeof(float) * static_cast<size_t>(kRows * width));
-    multiply_block(work.block, panel, gram ? work.x : work.w, width, gram && from_zero ? first : depth);
-    const float* const within = gram ? panel + first * kRows : work.within + first * kRows;
-    finish_block<vectors>(work, move, within, first, rows, !gram);
-    if (gram) continue;
+  void end_block(int64_t first, int64_t rows, int64_t clauses) {
+    if (form == Form::gram) return;
+    const int64_t width = work.width;
     std::memset(work.changes + rows * width, 0, sizeof(float) * static_cast<size_t>((kRows - rows) * width));
-    update_low_rank(work.w, panel, work.changes, width, depth);
+    update_low_rank(work.w, work.panels + first * clauses, work.changes, width, clauses);
+  }
+
+  int64_t rows_of_block(int64_t first) const {
+    const int64_t left = work.free_count - first;
+    return left < 0 ? 0 : gemm::lesser(left, kRows);
+  }
+};
+
+constexpr int kTogether = 2;  // samples: while a row of one waits for its norm, one of the other is computed
+
+// One sweep of each of `count` samples.
+template <int vectors, class Move>
+void sweep(Solving<Move>* const* samples, int count, int64_t clauses, bool from_zero) {
+  int64_t most = 0;
+  for (int s = 0; s < count; ++s) {
+    if (samples[s]->work.free_count > most) most = samples[s]->work.free_count;
+  }
+  for (int64_t first = 0; first < most; first += kRows) {
+    int64_t rows[kTogether];
+    for (int s = 0; s < count; ++s) {
+      rows[s] = samples[s]->rows_of_block(first);
+      if (rows[s] > 0) samples[s]->begin_block(first, clauses, from_zero);
+    }
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int s = 0; s < count; ++s) {
+        if (r < rows[s]) samples[s]->template finish_row<vectors>(first, r);
+      }
+    }
+    for (int s = 0; s < count; ++s) {
+      if (rows[s] > 0) samples[s]->end_block(first, rows[s], clauses);
+    }
   }
 }
 
 template <class Move>
-void sweep(Workspace& work, Form form, Move& move, int64_t clauses, bool from_zero) {
-  switch (work.width / kFloatLanes) {
+void sweep(Solving<Move>* const* samples, int count, int64_t clauses, bool from_zero) {
+  switch (samples[0]->work.width / kFloatLanes) {
     case 1:
-      return sweep<1>(work, form, move, clauses, from_zero);
+      return sweep<1>(samples, count, clauses, from_zero);
     case 2:
-      return sweep<2>(work, form, move, clauses, from_zero);
+      return sweep<2>(samples, count, clauses, from_zero);
     case 3:
-      return sweep<3>(work, form, move, clauses, from_zero);
+      return sweep<3>(samples, count, clauses, from_zero);
     case 4:
-      return sweep<4>(work, form, move, clauses, from_zero);
+      return sweep<4>(samples, count, clauses, from_zero);
     case 8:
-      return sweep<8>(work, form, move, clauses, from_zero);
+      return sweep<8>(samples, count, clauses, from_zero);
     default:
-      return sweep<0>(work, form, move, clauses, from_zero);
+      return sweep<0>(samples, count, clauses, from_zero);
   }
 }
 
@@ -407,20 +444,28 @@ inline float sine_of(const float* v, int64_t width) {
   return __builtin_sqrtf(square);
 }
 
-// The number of the last sweep as the public code counts: from 0 where it ended early, else max_iter.
-inline int32_t descend(Workspace& work, Form form, const Stop& stop, int64_t clauses, float* norms) {
-  Descend move{norms, {}};
-  float first = 0.0f;
+// Sweeps until each sample ends. niter: the number of its last sweep, from 0, or max_iter where that is what
+// ended it.
+inline void descend(Solving<Descend>* samples, int count, const Stop& stop, int64_t clauses, int32_t* niter) {
+  Solving<Descend>* active[kTogether];
+  float first[kTogether];
+  for (int s = 0; s < count; ++s) niter[s] = stop.max_iter;
   for (int32_t t = 0; t < stop.max_iter; ++t) {
-    move.delta = Floats{};
-    sweep(work, form, move, clauses, false);
-    const float delta = sum_of(move.delta);
-    if (t == 0)
-      first = delta;
-    else if (delta < stop.eps * first)
-      return t;
+    int left = 0;
+    for (int s = 0; s < count; ++s) {
+      samples[s].move.delta = Floats{};
+      if (niter[s] == stop.max_iter) active[left++] = &samples[s];
+    }
+    if (left == 0) return;
+    sweep(active, left, clauses, false);
+    for (int s = 0; s < count; ++s) {
+      const float delta = sum_of(samples[s].move.delta);
+      if (t == 0)
+        first[s] = delta;
+      else if (niter[s] == stop.max_iter && delta < stop.eps * first[s])
+        niter[s] = t;
+    }
   }
-  return stop.max_iter;
 }
 
 inline void write_outputs(const Workspace& work, const Problem& problem, int64_t sample, const State& out,
@@ -458,26 +503,39 @@ inline void write_outputs(const Workspace& work, const Problem& problem, int64_t
   }
 }
 
-// C (N, stride), null where no sample has the Gram form.
-inline void forward_sample(Workspace& work, const Problem& problem, int64_t sample, const Start& start,
-                           const Stop& stop, const State& out, const float* C, int64_t stride) {
+// Samples `sample` ... `sample` + count - 1, each in a workspace of its own. C (N, stride), unused where none
+// has the Gram form.
+inline void forward_samples(Workspace* const* works, int count, const Problem& problem, int64_t sample,
+                            const Start& start, const Stop& stop, const State& out, const float* C,
+                            int64_t stride) {
   const Sizes& sizes = problem.sizes;
-  list_variables(work, problem, sample);
-  const Form form = form_of(sizes, work.free_count);
-  Scratch<uint8_t> negative(sizes.variables);
-  clear_rows(work, work.x);  // the last block's padding too
-  start_free(work, problem, start, sample);
-  start_inputs(work, problem, start, sample, &negative[0]);
-  clear_rows(work, work.bias);
-  if (form == Form::gram) {
-    bias_of_inputs(work, C, stride, sizes.variables);
-    pack_gram(work, C, stride);
-  } else {
-    pack_low_rank(work, problem.S, sizes.clauses);
-    start_low_rank(work, problem);
+  Scratch<uint8_t> negative(count * sizes.variables);
+  for (int s = 0; s < count; ++s) {
+    Workspace& work = *works[s];
+    list_variables(work, problem, sample + s);
+    clear_rows(work, work.x);  // the last block's padding too
+    start_free(work, problem, start, sample + s);
+    start_inputs(work, problem, start, sample + s, &negative[s * sizes.variables]);
+    clear_rows(work, work.bias);
+    if (form_of(sizes, work.free_count) == Form::gram) {
+      bias_of_inputs(work, C, stride, sizes.variables);
+      pack_gram(work, C, stride);
+    } else {
+      pack_low_rank(work, problem.S, sizes.clauses);
+      start_low_rank(work, problem);
+    }
   }
-  const int32_t niter = descend(work, form, stop, sizes.clauses, work.factors);
-  write_outputs(work, problem, sample, out, &negative[0], work.factors, niter);
+  const auto solving = [&](int s) {
+    Workspace& work = *works[s < count ? s : 0];
+    return Solving<Descend>{work, form_of(sizes, work.free_count), {work.factors, {}}};
+  };
+  Solving<Descend> samples[kTogether] = {solving(0), solving(1)};
+  int32_t niter[kTogether];
+  descend(samples, count, stop, sizes.clauses, niter);
+  for (int s = 0; s < count; ++s) {
+    write_outputs(*works[s], problem, sample + s, out, &negative[s * sizes.variables], works[s]->factors,
+                  niter[s]);
+  }
 }
 
 // ---- backward ----
@@ -554,7 +612,6 @@ struct InputGradient {
 inline void input_gradients(const Workspace& work, const Problem& problem, const Backward& from,
                             int64_t sample, float* z_grad) {
   const Sizes& sizes = problem.sizes;
-  std::memset(z_grad, 0, sizeof(float) * static_cast<size_t>(sizes.user));
   for (int64_t i = 0; i < work.input_count; ++i) {
     const int64_t variable = work.inputs[i], at = sample * sizes.user + variable - 1;
     if (variable == 0) continue;
@@ -583,32 +640,58 @@ inline void write_columns(const Workspace& work, const Backward& from, const Siz
     std::memcpy(to.U + work.free[i] * to.stride + sample * sizes.width, work.x + i * work.width, bytes);
 }
 
-inline void backward_sample(Workspace& work, const Problem& problem, int64_t sample, const Backward& from,
-                            const Columns& columns, float* z_grad, const float* C, int64_t stride) {
+inline void start_backward(Workspace& work, const Problem& problem, int64_t sample, const Backward& from,
+                           const float* C, int64_t stride) {
   const Sizes& sizes = problem.sizes;
   list_variables(work, problem, sample);
-  const Form form = form_of(sizes, work.free_count);
   start_adjoint(work, from, sizes, sample);
-  const bool has = has_gradient(work, from, sizes, sample);
-  if (has) {
-    clear_rows(work, work.x);
-    if (form == Form::gram) {
-      pack_gram(work, C, stride);
-    } else {
-      pack_low_rank(work, problem.S, sizes.clauses);
-      std::memset(work.w, 0, sizeof(float) * static_cast<size_t>(sizes.clauses * work.width));
-    }
-    Adjust move{work.factors};
-    const int32_t sweeps = from.sweeps < 0 ? from.counts[sample] : from.sweeps;
-    for (int32_t t = 0; t < sweeps; ++t) sweep(work, form, move, sizes.clauses, t == 0);
-    if (z_grad != nullptr) {
-      phi_of_inputs(work, problem, form, C, stride);
-      input_gradients(work, problem, from, sample, z_grad + sample * sizes.user);
-    }
-  } else if (z_grad != nullptr) {
-    std::memset(z_grad + sample * sizes.user, 0, sizeof(float) * static_cast<size_t>(sizes.user));
-  }
+  clear_rows(work, work.x);
+  if (form_of(sizes, work.free_count) == Form::gram) return pack_gram(work, C, stride);
+  pack_low_rank(work, problem.S, sizes.clauses);
+  std::memset(work.w, 0, sizeof(float) * static_cast<size_t>(sizes.clauses * work.width));
+}
+
+// z_grad (B, n) or null.
+inline void finish_backward(Workspace& work, const Problem& problem, int64_t sample, const Backward& from,
+                            const Columns& columns, float* z_grad, const float* C, int64_t stride, bool has) {
+  const Sizes& sizes = problem.sizes;
   if (columns.U != nullptr) write_columns(work, from, sizes, sample, columns, has);
+  if (z_grad == nullptr) return;
+  float* const mine = z_grad + sample * sizes.user;
+  std::memset(mine, 0, sizeof(float) * static_cast<size_t>(sizes.user));
+  if (!has) return;
+  phi_of_inputs(work, problem, form_of(sizes, work.free_count), C, stride);
+  input_gradients(work, problem, from, sample, mine);
+}
+
+// As forward_samples.
+inline void backward_samples(Workspace* const* works, int count, const Problem& problem, int64_t sample,
+                             const Backward& from, const Columns& columns, float* z_grad, const float* C,
+                             int64_t stride) {
+  const Sizes& sizes = problem.sizes;
+  int32_t sweeps[kTogether], most = 0;
+  bool has[kTogether];
+  for (int s = 0; s < count; ++s) {
+    start_backward(*works[s], problem, sample + s, from, C, stride);
+    has[s] = has_gradient(*works[s], from, sizes, sample + s);
+    sweeps[s] = !has[s] ? 0 : from.sweeps < 0 ? from.counts[sample + s] : from.sweeps;
+    if (sweeps[s] > most) most = sweeps[s];
+  }
+  const auto solving = [&](int s) {
+    Workspace& work = *works[s < count ? s : 0];
+    return Solving<Adjust>{work, form_of(sizes, work.free_count), {work.factors}};
+  };
+  Solving<Adjust> samples[kTogether] = {solving(0), solving(1)};
+  for (int32_t t = 0; t < most; ++t) {
+    Solving<Adjust>* active[kTogether];
+    int left = 0;
+    for (int s = 0; s < count; ++s) {
+      if (t < sweeps[s]) active[left++] = &samples[s];
+    }
+    sweep(active, left, sizes.clauses, t == 0);
+  }
+  for (int s = 0; s < count; ++s)
+    finish_backward(*works[s], problem, sample + s, from, columns, z_grad, C, stride, has[s]);
 }
 
 }  // namespace

@@ -90,14 +90,27 @@ class Gram {
   FloatScratch memory_;
 };
 
+// Calls run(workspaces, count, first sample) for all samples, kTogether at a time where there are enough of
+// them for all threads. (Which ones are together changes no result.)
+template <class Run>
+void run_samples(const Sizes& sizes, int64_t most_free, Run&& run) {
+  const int together = sizes.samples >= 2 * kTogether * available_threads() ? kTogether : 1;
+  const int64_t tasks = (sizes.samples + together - 1) / together;
+  run_tasks(tasks, together * work_of(sizes), [&](auto next) {
+    Workspace first(sizes, most_free), second(sizes, together > 1 ? most_free : 0);
+    Workspace* const works[kTogether] = {&first, &second};
+    for (int64_t task = next(); task < tasks; task = next()) {
+      const int64_t sample = task * together;
+      run(works, static_cast<int>(gemm::lesser(sizes.samples - sample, together)), sample);
+    }
+  });
+}
+
 void forward_blocked(const Problem& problem, const Start& start, const Stop& stop, const State& out) {
-  const Sizes& sizes = problem.sizes;
   const Free found = count_free(problem);
   Gram gram(problem, found.gram > 0);
-  run_tasks(sizes.samples, work_of(sizes), [&](auto next) {
-    Workspace work(sizes, found.most);
-    for (int64_t b = next(); b < sizes.samples; b = next())
-      forward_sample(work, problem, b, start, stop, out, gram.data(), gram.stride);
+  run_samples(problem.sizes, found.most, [&](Workspace* const* works, int count, int64_t sample) {
+    forward_samples(works, count, problem, sample, start, stop, out, gram.data(), gram.stride);
   });
 }
 
@@ -160,10 +173,8 @@ void backward_blocked(const Problem& problem, const Backward& from, const Gradie
   const int64_t stride = out.S != nullptr ? rounded(sizes.samples * sizes.width, kFloatLanes) : 0;
   FloatScratch U(sizes.variables * stride), V(sizes.variables * stride);
   const Columns columns{out.S != nullptr ? U.data() : nullptr, V.data(), stride};
-  run_tasks(sizes.samples, work_of(sizes), [&](auto next) {
-    Workspace work(sizes, found.most);
-    for (int64_t b = next(); b < sizes.samples; b = next())
-      backward_sample(work, problem, b, from, columns, out.z, gram.data(), gram.stride);
+  run_samples(sizes, found.most, [&](Workspace* const* works, int count, int64_t sample) {
+    backward_samples(works, count, problem, sample, from, columns, out.z, gram.data(), gram.stride);
   });
   if (out.S != nullptr) gradient_of_S(out.S, columns, problem);
 }

@@ -31,36 +31,39 @@ constexpr float kPi = 3.14159265358979324f, kInversePi = 0.318309886183790672f;
 constexpr int kTile = 64, kTileDepth = 16;  // of the result and of what is added up at once
 constexpr int kEach = 4;                    // rows, and columns, of one thread
 
-struct ByRow {  // element (i, d) of a matrix in row-major order
-  const float* data;
-  int64_t stride;
-  __device__ float operator()(int64_t i, int64_t d) const { return data[i * stride + d]; }
-};
-struct ByColumn {  // element (d, i), so that the product is with the transpose
-  const float* data;
-  int64_t stride;
-  __device__ float operator()(int64_t i, int64_t d) const { return data[d * stride + i]; }
-};
-struct Symmetrised {  // M + M^T
-  const float* data;
-  int64_t stride;
-  __device__ float operator()(int64_t i, int64_t d) const {
-    return data[i * stride + d] + data[d * stride + i];
-  }
-};
-struct Vectors {  // (B, N, k) seen as (N, B k)
-  const float* data;
-  int64_t variables, width;
-  __device__ float operator()(int64_t i, int64_t d) const {
-    const int64_t sample = d / width;
-    return data[(sample * variables + i) * width + d - sample * width];
-  }
+// What is multiplied: C = S S^T; M, the sum over samples of U V^T; (M + M^T) S.
+enum Product : int { kGram = 0, kOuter = 1, kGradient = 2 };
+
+struct Operands {
+  const float* left;
+  const float* right;
+  int64_t variables, clauses, width;  // N, m, k
 };
 
+// (B, N, k) seen as (N, B k).
+__device__ __forceinline__ float of_sample(const float* vectors, const Operands& p, int64_t i, int64_t d) {
+  const int64_t sample = d / p.width;
+  return vectors[(sample * p.variables + i) * p.width + d - sample * p.width];
+}
+
+template <int product>
+__device__ __forceinline__ float left(const Operands& p, int64_t i, int64_t d) {
+  if constexpr (product == kGram) return p.left[i * p.clauses + d];
+  if constexpr (product == kOuter) return of_sample(p.left, p, i, d);
+  return p.left[i * p.variables + d] + p.left[d * p.variables + i];
+}
+
+template <int product>
+__device__ __forceinline__ float right(const Operands& p, int64_t j, int64_t d) {
+  if constexpr (product == kGram) return p.right[j * p.clauses + d];
+  if constexpr (product == kOuter) return of_sample(p.right, p, j, d);
+  return p.right[d * p.clauses + j];
+}
+
 // out (rows, columns) = the sum over d of left(i, d) right(j, d), in the order of d.
-template <class Left, class Right>
+template <int product>
 __global__ void __launch_bounds__(kThreads, 2)
-    multiply(float* out, int64_t rows, int64_t columns, int64_t depth, Left left, Right right) {
+    multiply(float* out, int64_t rows, int64_t columns, int64_t depth, const __grid_constant__ Operands p) {
   TENFOLD_SHARED(float, a, kTileDepth*(kTile + 1));
   TENFOLD_SHARED(float, b, kTileDepth*(kTile + 1));
   const int thread = static_cast<int>(threadIdx.x);
@@ -74,8 +77,10 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int at = thread; at < kTileDepth * kTile; at += kThreads) {
         const int i = at / kTileDepth, k = at % kTileDepth;
         const bool inside = d + k < depth;
-        a[k * (kTile + 1) + i] = inside && first_row + i < rows ? left(first_row + i, d + k) : 0.0f;
-        b[k * (kTile + 1) + i] = inside && first_column + i < columns ? right(first_column + i, d + k) : 0.0f;
+        a[k * (kTile + 1) + i] =
+            inside && first_row + i < rows ? left<product>(p, first_row + i, d + k) : 0.0f;
+        b[k * (kTile + 1) + i] =
+            inside && first_column + i < columns ? right<product>(p, first_column + i, d + k) : 0.0f;
       }
       __syncthreads();
       for (int k = 0; k < kTileDepth; ++k) {
@@ -101,12 +106,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <class Left, class Right>
-void start_product(float* out, int64_t rows, int64_t columns, int64_t depth, const Left& left,
-                   const Right& right, void* stream) {
+template <int product>
+void start_product(float* out, int64_t rows, int64_t columns, int64_t depth, const Operands& operands,
+                   void* stream) {
   const int64_t tiles = ((rows + kTile - 1) / kTile) * ((columns + kTile - 1) / kTile);
-  if (tiles == 0) return;
-  launch(stream, grid_for(tiles, 2), kThreads, multiply<Left, Right>, out, rows, columns, depth, left, right);
+  launch(stream, grid_for(tiles, 2), kThreads, multiply<product>, out, rows, columns, depth, operands);
 }
 
 // ---- random numbers ----
@@ -209,8 +213,8 @@ __device__ float block_sum(Shared& parts, float value) {
 
 // g (k) = the sum over j != i of C_ij x_j; read by all threads after a barrier that comes first thing in what
 // follows. x is an array of rows of `width`, in shared or in global memory.
-template <class Vectors_, class Row, class Parts, class Sums>
-__device__ void gather(Sums& g, const Vectors_& x, Row& row, Parts& parts, const float* C, int64_t i,
+template <class X, class Row, class Parts, class Sums>
+__device__ void gather(Sums& g, const X& x, Row& row, Parts& parts, const float* C, int64_t i,
                        int64_t variables, int64_t width) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   for (int64_t c = 0; c < width; c += kWarp) {
@@ -577,8 +581,9 @@ void want_width(const Sizes& sizes) {
 }
 
 void start_gram(float* C, const Problem& problem, void* stream) {
-  const ByRow S{problem.S, problem.sizes.clauses};
-  start_product(C, problem.sizes.variables, problem.sizes.variables, problem.sizes.clauses, S, S, stream);
+  const Sizes& sizes = problem.sizes;
+  start_product<kGram>(C, sizes.variables, sizes.variables, sizes.clauses,
+                       {problem.S, problem.S, sizes.variables, sizes.clauses, sizes.width}, stream);
 }
 
 DeferredWord* order_word() {
@@ -640,10 +645,10 @@ void backward(const Problem& problem, const Backward& from, const Gradients& out
            order_word());
   }
   if (out.S == nullptr) return;
-  const Vectors u{U, sizes.variables, sizes.width}, v{from.V, sizes.variables, sizes.width};
-  start_product(M, sizes.variables, sizes.variables, sizes.samples * sizes.width, u, v, queue.stream);
-  start_product(out.S, sizes.variables, sizes.clauses, sizes.variables, Symmetrised{M, sizes.variables},
-                ByColumn{problem.S, sizes.clauses}, queue.stream);
+  start_product<kOuter>(M, sizes.variables, sizes.variables, sizes.samples * sizes.width,
+                        {U, from.V, sizes.variables, sizes.clauses, sizes.width}, queue.stream);
+  start_product<kGradient>(out.S, sizes.variables, sizes.clauses, sizes.variables,
+                           {M, problem.S, sizes.variables, sizes.clauses, sizes.width}, queue.stream);
 }
 
 }  // namespace tenfold::mixing::cuda

@@ -56,6 +56,9 @@ class ndarray:  # noqa: N801
     device = property(lambda self: Device(self.device_id))
     strides = property(lambda self: self.host.strides)
 
+    def __getitem__(self, index):
+        return ndarray(self.host[index], self.device_id)
+
     def astype(self, dtype):
         return ndarray(self.host.astype(dtype), self.device_id)
 

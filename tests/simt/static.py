@@ -195,6 +195,8 @@ _K = _N // 4
 _T, _E, _R = _B * _N, 8, 2 * _B * _N
 _CHUNKS = _N // 32
 """Parts in which the rows of a sample are added up: csrc/adaln/adaln.h."""
+# Sudoku 9x9 in mixing: samples, variables, clauses, width of vectors, free variables, sweeps.
+_P, _V, _M, _W, _F, _S = 40, 1030, 600, 32, 705, 32
 # Operations of an element, about: what CUDA's erfcf, expf and division come to.
 _GELU, _SILU = 40, 20
 
@@ -276,6 +278,14 @@ WORK = (
         4 * 5 * _T * _D,
         (_SILU + 6) * _T * _D,
     ),
+    Work("rank_variables", "mixing: order of the visits", 4 * _V, _V * _V),
+    Work("multiply<0>", "its products S S^T", 4 * (_V * _M + _V * _V), 2 * _V * _V * _M),
+    Work("solve<false>", "mixing", 4 * (_V * _V + _P * _V * _W), 2 * _P * _S * _F * _F * _W),
+    Work(
+        "solve_adjoint<false>", "its gradient", 4 * (_V * _V + 3 * _P * _V * _W), 2 * _P * _S * _F * _F * _W
+    ),
+    Work("multiply<1>", "sum of U V^T", 4 * (2 * _P * _V * _W + _V * _V), 2 * _P * _V * _V * _W),
+    Work("multiply<2>", "gradient of S", 4 * (_V * _V + 2 * _V * _M), 2 * _V * _V * _M),
 )
 
 
@@ -306,7 +316,9 @@ def table(architecture: str = "sm_90a") -> str:
     passed = sum(not _faults(kernel) for kernel in everything)
     notes = (
         f"The shape is {_B} samples of {_N} tokens of {_D} float32, a quarter of the tokens kept, or each "
-        f"sent to 2 of {_E} experts (or as many rows by expert choice); registers and shared memory are "
+        f"sent to 2 of {_E} experts (or as many rows by expert choice); for mixing it is {_P} Sudoku boards "
+        f"of {_V} variables, {_F} of them free, {_M} clauses and width {_W}, in {_S} sweeps. Registers and "
+        "shared memory are "
         f"those for {architecture}. Checks, for {', '.join(ARCHITECTURES)}: no spilled register, no local "
         f"memory, at most {REGISTER_LIMIT} registers and {SHARED_LIMIT >> 10} KiB of shared memory, no "
         "compare-and-swap loop, loads and stores of 16 bytes where rows allow them. Of all "
