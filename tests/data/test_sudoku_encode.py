@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from tenfold.data.sudoku import bit_permutation, board_metrics, decode, is_input, one_hot
-from tenfold.data.sudoku.search import all_boards
+from tenfold.data.sudoku import all_boards, bit_permutation, board_metrics, decode, is_input, one_hot
 from tenfold.errors import UserError
 
 BOARDS = np.array(all_boards(4), np.uint8)

@@ -139,7 +139,7 @@ def test_a_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(SudokuManifest, "to_json", full)
-    with pytest.raises(UserError, match="cannot write .*out: full"):
+    with pytest.raises(UserError, match=r"cannot write .*out: full"):
         prepare(tmp_path / "out", replace(SIZE_4, train=3, test=1))
     assert list(tmp_path.iterdir()) == []
 

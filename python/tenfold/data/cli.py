@@ -62,10 +62,18 @@ def _add_sudoku(make: argparse.ArgumentParser) -> None:
     )
     make.add_argument("--size", type=int, choices=(4, 9), help="numbers in a row [9]")
     make.add_argument("--puzzles", type=int, metavar="N", help="all of them [10000, 2400]")
-    make.add_argument("--test", type=int, metavar="N", help="of these for the test [1000, 400]")
+    make.add_argument("--test", type=int, metavar="N", help="of these for the test [1000, 400; a tenth of N]")
     make.add_argument("--seed", type=int, help="the same seed makes the same puzzles [0]")
-    make.add_argument("--givens", type=int, nargs=2, metavar=("LOW", "HIGH"), help="[24 40, 5 8]")
-    make.add_argument("--mean-givens", type=float, metavar="X", help="their mean [36.2, 6.5]")
+    make.add_argument(
+        "--givens",
+        type=int,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="in a puzzle, at least and at most [24 40, 5 8]",
+    )
+    make.add_argument(
+        "--mean-givens", type=float, metavar="X", help="their mean [36.2, 6.5; the middle of LOW and HIGH]"
+    )
     make.add_argument(
         "--split",
         choices=("class", "grid"),
@@ -73,13 +81,13 @@ def _add_sudoku(make: argparse.ArgumentParser) -> None:
     )
     make.add_argument("--processes", type=int, metavar="N", help="how many work at once [all cores]")
     make.add_argument(
-        "--file", type=Path, help="puzzles of yours: 81 or 16 characters a line, 0 or . for a blank"
+        "--file", type=Path, help="your puzzles: 81 or 16 characters a line, 0 or . for a blank"
     )
     make.add_argument(
         "--test-share", type=float, metavar="X", help="with --file, of these for the test [0.1]"
     )
     make.add_argument(
-        "--check", action="store_true", help="let python-sat confirm that each solution is the only"
+        "--check", action="store_true", help="let python-sat confirm that each has one solution"
     )
 
 
@@ -101,8 +109,8 @@ def _sudoku(options: argparse.Namespace) -> str:
     return (
         f"{options.out}: {manifest.train} puzzles to train on, {manifest.test} to test on\n"
         f"  givens            {low} to {high}, {manifest.mean_givens:.2f} on average\n"
-        f"  solutions         {manifest.grids} different, {manifest.shared_grids} in both train and test\n"
-        f"  symmetry classes  {manifest.classes} different, {manifest.shared_classes} in both train and test\n"
+        f"  solutions         {manifest.grids} different, {manifest.shared_grids} in both\n"
+        f"  symmetry classes  {manifest.classes} different, {manifest.shared_classes} in both\n"
         f"  one solution each {'by construction' if options.file is None else 'found by search'}"
         f"{f', confirmed by {manifest.checked_by}' if manifest.checked_by else ''}"
     )
@@ -110,12 +118,17 @@ def _sudoku(options: argparse.Namespace) -> str:
 
 def _settings(options: argparse.Namespace) -> sudoku.SudokuSettings:
     base = sudoku.SIZE_4 if options.size == 4 else sudoku.SIZE_9
-    test = base.test if options.test is None else options.test
     puzzles = base.train + base.test if options.puzzles is None else options.puzzles
+    test = options.test
+    if test is None:
+        test = base.test if options.puzzles is None else puzzles // 10
     if puzzles <= test:
         raise UserError(f"--puzzles is {puzzles} and --test {test}: none is left to train on")
     given = {name: getattr(options, name) for name in ("seed", "mean_givens", "split")}
-    given["givens"] = None if options.givens is None else tuple(options.givens)
+    if options.givens is not None:
+        given["givens"] = tuple(options.givens)
+        if options.mean_givens is None:
+            given["mean_givens"] = sum(options.givens) / 2
     changes = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(base, train=puzzles - test, test=test, **changes)
 

@@ -7,6 +7,7 @@ from tenfold.data.sudoku.generator import SIZE_4, SIZE_9, Sudoku, SudokuSettings
 from tenfold.data.sudoku.metrics import BoardMetrics, board_metrics
 from tenfold.data.sudoku.prepared import SudokuManifest, load, prepare, prepare_file
 from tenfold.data.sudoku.reader import Puzzles, read_puzzles
+from tenfold.data.sudoku.search import all_boards
 
 __all__ = [
     "SIZE_4",
@@ -16,6 +17,7 @@ __all__ = [
     "Sudoku",
     "SudokuManifest",
     "SudokuSettings",
+    "all_boards",
     "bit_permutation",
     "board_metrics",
     "canonical",
