@@ -161,7 +161,6 @@ def test_a_missing_puzzle_file_is_named(finished, tmp_path, capsys):
         (["--givens", "9", "3"], "givens"),
         (["--givens", "1", "8"], "givens"),
         (["--mean-givens", "3"], "mean_givens"),
-        (["--train", "100000"], "puzzles"),
         (["--head", "linear"], "head"),
         (["--input-margin", "0.5"], "input_margin"),
         (["--task", "visual-ungrounded", "--loss-mask", "all"], "loss_mask"),
