@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 
 import numpy as np
 import pytest
@@ -74,8 +73,8 @@ def test_the_best_assignment_is_the_best_of_all():
 
 def test_clusters_of_plain_shapes_are_told_apart_without_labels():
     draw = torch.Generator().manual_seed(0)
-    kinds = torch.arange(3).repeat(200)
-    images = torch.zeros(600, 28, 28, dtype=torch.uint8)
+    kinds = torch.arange(3).repeat(50)
+    images = torch.zeros(150, 28, 28, dtype=torch.uint8)
     for row, kind in enumerate(kinds.tolist()):
         images[row, 10:18, 4:24] = 255 if kind == 0 else 0
         if kind == 1:
@@ -83,12 +82,10 @@ def test_clusters_of_plain_shapes_are_told_apart_without_labels():
         if kind == 2:
             images[row, 6:22, 6:22] = 255
     images ^= (torch.rand(images.shape, generator=draw) < 0.02).to(torch.uint8) * 255
-    network = cluster.cluster(images, clusters=3, passes=30, seed=0)
+    network = cluster.cluster(images, clusters=3, seed=0)
     said = network.logits(images)[:, :3].argmax(dim=1)
-    counts = torch.zeros(3, 3).index_put_((kinds, said), torch.ones(600), accumulate=True)
-    assert counts.max(dim=0).values.sum() / 600 > 0.95
-    assert cluster.mutual_information(torch.eye(3), torch.eye(3)) == pytest.approx(math.log(3), abs=1e-4)
-    assert abs(float(cluster.mutual_information(torch.full((9, 3), 1 / 3), torch.full((9, 3), 1 / 3)))) < 1e-4
+    counts = torch.zeros(3, 3).index_put_((kinds, said), torch.ones(150), accumulate=True)
+    assert counts.max(dim=0).values.sum() / 150 > 0.95
 
 
 def fake(cell):
@@ -125,10 +122,10 @@ def test_the_document_is_made_from_files_and_keeps_the_text_above(tmp_path):
     cells = [cell for cell in plan_cells() if cell.config.seed != 9]
     for cell in cells:
         (results / f"{cell.name}.json").write_text(json.dumps(fake(cell)))
-    target.write_text(f"# Mine\n\nA word before.\n\n{MARK}\nold\n")
+    target.write_text(f"# Mine\n\nA word before.\n\n{MARK}\nstale text\n")
     write_tables(results, target, list(plan_cells()))
     text = target.read_text()
-    assert text.startswith("# Mine\n\nA word before.\n") and "old" not in text
+    assert text.startswith("# Mine\n\nA word before.\n") and "stale" not in text
     assert "7 of 9" in text and "Primary contrast" in text and "changes the conclusion" in text
     assert (
         "0 / 7" in text and "`sudoku`, one core: 50 % of the test boards after 1 passes and 2 minutes" in text

@@ -155,7 +155,7 @@ def mapping(digits, **changes):
 
 def test_the_linear_control_learns_the_mapping_and_the_layer_is_in_the_way(digits):
     config = mapping(digits, head="linear")
-    problems, state = trained(config, 200)
+    problems, state = trained(config, 100)
     assert evaluate_split(state.model, config, problems, problems.test)["accuracy"] > 0.95
     assert problems.train.label[:, :10].abs().sum() == 0  # no label of an input
     config = mapping(digits)

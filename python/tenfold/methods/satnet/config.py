@@ -97,7 +97,7 @@ class DataConfig:
 class SATNetConfig:
     """What a run is: with the data, it determines every weight."""
 
-    task: Task = "sudoku4"
+    task: Task = "sudoku"
     """What to learn; it chooses the defaults of the other options."""
     layer: LayerConfig = field(default_factory=LayerConfig)
     data: DataConfig = field(default_factory=DataConfig)

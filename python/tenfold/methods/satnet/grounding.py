@@ -13,15 +13,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tenfold.engine.atomic import atomic_write
-from tenfold.methods.satnet.cluster import best_assignment, cluster
+from tenfold.methods.satnet.cluster import CLOSED, best_assignment, cluster
 from tenfold.methods.satnet.config import SATNetConfig
 from tenfold.methods.satnet.model import Model, Perception
 from tenfold.methods.satnet.problems import Split
 
-CLUSTER_PASSES = 6
 AGREEMENT_PUZZLES = 1000
 BATCH = 100
-UNUSED = -20.0  # logit of digits that no cluster has
 
 
 def clusters(path: Path, split: Split, config: SATNetConfig) -> Perception:
@@ -30,7 +28,7 @@ def clusters(path: Path, split: Split, config: SATNetConfig) -> Perception:
     if not path.exists():
         assert split.pictures is not None and split.digits is not None
         seen = split.pictures[split.pictures >= 0].unique()
-        found = cluster(split.digits[seen], config.symbols, CLUSTER_PASSES, config.seed)
+        found = cluster(split.digits[seen], config.symbols, config.seed)
         write_weights(path, found.state_dict())
     reader.load_state_dict(load_file(path))
     return reader
@@ -66,6 +64,6 @@ def relabel(reader: Perception, assignment: list[int]) -> None:
     assert isinstance(last, nn.Linear)
     weight, bias = last.weight.clone(), last.bias.clone()
     last.weight.zero_()
-    last.bias.fill_(UNUSED)
+    last.bias.fill_(CLOSED)
     for found, digit in enumerate(assignment):
         last.weight[digit], last.bias[digit] = weight[found], bias[found]

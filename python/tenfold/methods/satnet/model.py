@@ -30,6 +30,11 @@ def sweeps_of(layer: SATNet) -> Tensor:
     return torch.where(last < layer.max_iter, last + 1, last)
 
 
+def scaled(images: Tensor) -> Tensor:
+    """(G, 28, 28) uint8 -> (G, 1, 28, 28) with mean 0 and spread 1 on MNIST."""
+    return (images[:, None].float() / 255.0 - MNIST_MEAN) / MNIST_STD
+
+
 class Perception(nn.Module):
     """The published network: two convolutions and two layers, from 28x28 pixels to a digit's probabilities.
 
@@ -45,12 +50,11 @@ class Perception(nn.Module):
             nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10),
         )  # fmt: skip
         # The layout in memory that a CPU's convolutions are fastest with.
-        self.body.to(memory_format=torch.channels_last)
+        self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def logits(self, images: Tensor) -> Tensor:
         """(G, 28, 28) uint8 -> (G, 10)."""
-        scaled = (images[:, None].float() / 255.0 - MNIST_MEAN) / MNIST_STD
-        result: Tensor = self.body(scaled)
+        result: Tensor = self.body(scaled(images))
         return result
 
     def forward(self, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from tenfold.methods.satnet.config import DataConfig, LayerConfig, SATNetConfig,
 Kind = Literal["run", "mapping", "grounding", "gradient"]
 
 MAPPING_SEEDS = 10
-MAPPING_STEPS = 500
+MAPPING_STEPS = 800
 MAPPING_BATCH = 100
 MAPPING_TEST = 2000  # pictures of the test split
 GRADIENTS: tuple[Literal["correct", "official"], ...] = ("correct", "official")
@@ -83,28 +83,28 @@ def parity_cells() -> Iterator[Cell]:
 def board_cells() -> Iterator[Cell]:
     """9x9 and permuted Sudoku at the published setting, an hour of one core each, side by side."""
     for task in ("sudoku", "permuted"):
-        yield Cell(task, replace(paper(task), shuffle=True, minutes=55.0), seconds=3600)
+        yield Cell(task, replace(paper(task), shuffle=True, minutes=45.0), seconds=3000)
 
 
 def visual_cells() -> Iterator[Cell]:
     """Visual Sudoku with the labels of given cells in the loss and without, two seeds side by side."""
     for seed in (0, 1):
-        config = replace(paper("visual"), shuffle=True, seed=seed, minutes=50.0)
-        yield Cell("visual-leaky", config, seconds=3300)
+        config = replace(paper("visual"), shuffle=True, seed=seed, minutes=45.0)
+        yield Cell("visual-leaky", config, seconds=3000)
     for seed in (0, 1):
-        config = replace(paper("visual-ungrounded"), shuffle=True, seed=seed, minutes=25.0, patience=3)
-        yield Cell("visual-ungrounded", config, seconds=1700)
+        config = replace(paper("visual-ungrounded"), shuffle=True, seed=seed, minutes=22.0, patience=3)
+        yield Cell("visual-ungrounded", config, seconds=1500)
     for seed in (0, 1):
-        config = replace(paper("visual-ungrounded"), shuffle=True, seed=seed, minutes=25.0, patience=3)
-        config = replace(config, output="sigmoid", backbone_lr=1e-3, layer=replace(config.layer, aux=0))
-        yield Cell("visual-ungrounded-tuned", config, seconds=1700)
+        config = replace(paper("visual-ungrounded"), shuffle=True, seed=seed, minutes=22.0, patience=3)
+        config = replace(config, output="sigmoid", backbone_lr=3e-4)
+        yield Cell("visual-ungrounded-tuned", config, seconds=1500)
 
 
 def grounding_cells() -> Iterator[Cell]:
     """The self-supervised route, two seeds side by side."""
     for seed in (0, 1):
         config = replace(paper("visual-ungrounded"), shuffle=True, seed=seed, minutes=20.0, patience=3)
-        yield Cell("self-supervised", replace(config, proofreader=True), "grounding", seconds=3300)
+        yield Cell("self-supervised", replace(config, proofreader=True), "grounding", seconds=3000)
 
 
 def mapping_cells(seeds: range) -> Iterator[Cell]:
@@ -114,11 +114,11 @@ def mapping_cells(seeds: range) -> Iterator[Cell]:
             for seed in seeds:
                 layer = replace(config.layer, gradient=gradient)
                 yield Cell(
-                    f"{name}-{gradient}", replace(config, layer=layer, seed=seed), "mapping", seconds=20
+                    f"{name}-{gradient}", replace(config, layer=layer, seed=seed), "mapping", seconds=28
                 )
     for seed in seeds:
         control = replace(mapping_settings()["tuned"], head="linear", seed=seed)
-        yield Cell(LINEAR, control, "mapping", seconds=15)
+        yield Cell(LINEAR, control, "mapping", seconds=25)
 
 
 def mapping_settings() -> dict[str, SATNetConfig]:
@@ -132,17 +132,16 @@ def mapping_settings() -> dict[str, SATNetConfig]:
         "mapping", LayerConfig(m=16, aux=8), data, output="softmax", lr=2e-3, backbone_lr=1e-5,
         loss_mask="unknown", batch=MAPPING_BATCH, epochs=1,
     )  # fmt: skip
-    tuned = replace(naive, layer=LayerConfig(m=16, aux=0), output="sigmoid", backbone_lr=1e-3)
+    tuned = replace(naive, layer=LayerConfig(m=32, aux=4), output="sigmoid", lr=5e-2, backbone_lr=3e-4)
     settings = {}
     for anchor, config in (("naive", naive), ("tuned", tuned)):
         settings[anchor] = config
-        aux = 0 if anchor == "naive" else 8
         output: Literal["softmax", "sigmoid"] = "sigmoid" if anchor == "naive" else "softmax"
-        rate = 1e-3 if anchor == "naive" else 1e-5
+        rate = 3e-4 if anchor == "naive" else 1e-5
         settings |= {
-            f"{anchor}-aux{aux}": replace(config, layer=replace(config.layer, aux=aux)),
+            f"{anchor}-aux0": replace(config, layer=replace(config.layer, aux=0)),
             f"{anchor}-aux100": replace(config, layer=replace(config.layer, aux=100)),
-            f"{anchor}-m100": replace(config, layer=replace(config.layer, m=100)),
+            f"{anchor}-m200": replace(config, layer=replace(config.layer, m=200)),
             f"{anchor}-sgd": replace(config, optimizer="sgd", lr=1e-1, backbone_lr=1e-2),
             f"{anchor}-rate{rate:g}": replace(config, backbone_lr=rate),
             f"{anchor}-{output}": replace(config, output=output),
