@@ -53,7 +53,13 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]], path: Path, smoothing: floa
     _save(figure, path)
 
 
-def curves(named: Mapping[str, Sequence[Sequence[float]]], path: Path, xlabel: str, ylabel: str) -> None:
+def curves(
+    named: Mapping[str, Sequence[Sequence[float]]],
+    path: Path,
+    xlabel: str,
+    ylabel: str,
+    logarithmic: bool = True,
+) -> None:
     """Plot one line of (x, y) points for each name, y on a log axis; equal names up to a dash share a colour.
 
     "arm-seed0" and "arm-seed1" are two runs of one arm, so they look alike and only the first has a label.
@@ -66,7 +72,8 @@ def curves(named: Mapping[str, Sequence[Sequence[float]]], path: Path, xlabel: s
         label = None if arm in colours else arm
         (line,) = axes.plot(x, y, color=colours.get(arm), label=label, linewidth=1.0)
         colours[arm] = line.get_color()
-    axes.set_yscale("log")
+    if logarithmic:
+        axes.set_yscale("log")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
