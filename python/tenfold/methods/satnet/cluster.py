@@ -1,7 +1,7 @@
 """Tell digits apart without labels: spectral clustering of some pictures, learnt by a network for all.
 
-Ng, Jordan, Weiss, "On spectral clustering: analysis and an algorithm", NIPS 2001, on the graph of each picture's
-nearest neighbours. Slanted digits are made upright first. The clusters come in an arbitrary order.
+Ng, Jordan, Weiss, "On spectral clustering: analysis and an algorithm", NIPS 2001, on the graph of each
+picture's nearest neighbours. Slanted digits are made upright first. Clusters come in an arbitrary order.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _means(points: Tensor, clusters: int, draws: torch.Generator) -> Tensor:
 
 
 def cluster(images: Tensor, clusters: int, seed: int) -> Perception:
-    """A network whose first `clusters` outputs tell pictures (N, 28, 28) uint8 apart; the others are closed."""
+    """A network whose first outputs tell pictures (N, 28, 28) uint8 apart; the others are closed."""
     choice = generator(seed, _CHOICE)
     chosen = images[torch.randperm(len(images), generator=choice)[:LANDMARKS]]
     names = spectral(chosen, clusters, choice)
