@@ -61,9 +61,9 @@ def test_help_of_a_verb(verb, capsys):
     [
         (["trian", "microdit"], "unknown command 'trian' (did you mean train?); see tenfold --help"),
         (["--verbose"], "unknown command '--verbose'; see tenfold --help"),
-        (["train"], "tenfold train wants a method first, one of: microdit"),
-        (["train", "--budget", "1m"], "tenfold train wants a method first, one of: microdit"),
-        (["train", "microdot"], "unknown method 'microdot' (did you mean microdit?); there are: microdit"),
+        (["train"], "tenfold train wants a method first, one of: microdit, satnet"),
+        (["train", "--budget", "1m"], "tenfold train wants a method first, one of: microdit, satnet"),
+        (["train", "microdot"], "unknown method 'microdot' (did you mean microdit?); there are: microdit, satnet"),
         (["info", "--all"], "unexpected argument '--all'; tenfold info takes none"),
     ],
 )
