@@ -21,7 +21,11 @@ extern "C" float multiply_adds(int64_t count) {
     int64_t mine = 0;
 #pragma omp for schedule(static) nowait
     for (int64_t block = 0; block < 64; ++block) mine += steps / 64 + 1;
-    Vector sum[kSums] = {}, x = Vector{} + 1e-9f, y = Vector{} + 0.5f;
+    // Different sums, from a number that the compiler does not know: equal ones it would compute once.
+    volatile float unknown = 0.5f;
+    const Vector x = Vector{} + 1e-9f, y = Vector{} + unknown;
+    Vector sum[kSums];
+    for (int i = 0; i < kSums; ++i) sum[i] = Vector{} + unknown * static_cast<float>(i);
     for (int64_t step = 0; step < mine; ++step) {
 #pragma GCC unroll 12
       for (int i = 0; i < kSums; ++i) sum[i] = sum[i] * y + x;

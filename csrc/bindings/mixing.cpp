@@ -61,10 +61,10 @@ uint64_t seed_of(py::handle seed) {
 
 void mixing_forward(py::handle S, py::handle z, py::handle is_input, py::handle V0, py::handle seed,
                     int64_t first_sample, int64_t k, int64_t max_iter, float eps, bool draw_order,
-                    const py::tuple& solution) {
+                    py::handle solution) {
   const MixingInputs inputs(S, z, is_input);
   const Optional start("V0", V0, "S", inputs.S);
-  const MixingSolution out(solution, inputs.S);
+  const MixingSolution out(solution.cast<py::tuple>(), inputs.S);
   const mixing::Options options{k, max_iter, eps, seed_of(seed), first_sample, draw_order};
   const Fresh scratch = scratch_like(inputs.S, mixing::forward_scratch(inputs.views(), k));
   run_released(inputs.S.view(), [&] {
@@ -72,11 +72,11 @@ void mixing_forward(py::handle S, py::handle z, py::handle is_input, py::handle 
   });
 }
 
-void mixing_backward(py::handle S, py::handle z, py::handle is_input, const py::tuple& solution,
-                     py::handle z_grad, float prox_lam, int64_t sweeps, bool official, py::handle S_grad,
+void mixing_backward(py::handle S, py::handle z, py::handle is_input, py::handle solution, py::handle z_grad,
+                     float prox_lam, int64_t sweeps, bool official, py::handle S_grad,
                      py::handle input_grad) {
   const MixingInputs inputs(S, z, is_input);
-  const MixingSolution from(solution, inputs.S);
+  const MixingSolution from(solution.cast<py::tuple>(), inputs.S);
   const Array grad("z_grad", z_grad);
   want_same_kind("S", inputs.S, "z_grad", grad);
   const Optional to_S("S_grad", S_grad, "S", inputs.S), to_z("input_grad", input_grad, "S", inputs.S);

@@ -189,8 +189,23 @@ auto fold(Vector x, Places lanes, Join&& join) {
   return x[0];
 }
 
+// The same additions in narrower and narrower registers, whose halves are sooner at hand.
 inline float sum_of(Floats x) {
-  return fold(x, Ints{}, [](Floats a, Floats b) { return a + b; });
+  typedef float Four __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+  const auto half = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                    __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+  const auto half = x;
+#endif
+#if defined(__AVX2__)
+  const Four four =
+      __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+#else
+  const Four four = half;
+#endif
+  const Four two = four + __builtin_shufflevector(four, four, 2, 3, 2, 3);
+  return two[0] + two[1];
 }
 inline float max_of(Floats x) { return fold(x, Ints{}, greater_of); }
 

@@ -198,30 +198,32 @@ inline void update_low_rank(float* w, const float* panel, const float* changes, 
 
 // ---- sweeps ----
 
-// How a free variable moves, given its g; `vectors` is 0 where their number is not known to the compiler.
-// Both write row i's new value and its change.
+// How a free variable moves, given its g of `vectors` vectors, or of `many` where `vectors` is 0: where the
+// compiler knows the number a row stays in registers. Both write row i's new value and its change.
 struct Descend {  // v = -g / |g|
   float* norms;   // (free)
   Floats delta;   // the objective's change in this sweep, in as many parts as a vector has lanes
 
   template <int vectors>
-  void step(int64_t i, const float* g, float* x, float* change, const float*, int64_t width) {
-    const int64_t count = vectors > 0 ? vectors * kFloatLanes : width;
-    Floats square{};
-    for (int64_t c = 0; c < count; c += kFloatLanes) square += load(g + c) * load(g + c);
+  void step(int64_t i, const Floats* g, int many, float* x, float* change, const float*) {
+    const int count = vectors > 0 ? vectors : many;
+    Floats square = g[0] * g[0];
+#pragma GCC unroll 8
+    for (int v = 1; v < count; ++v) square += g[v] * g[v];
     const float length = sum_of(square);
     if (!(length >= kLeastSquare)) {
       norms[i] = 0.0f;
-      for (int64_t c = 0; c < count; c += kFloatLanes) store(change + c, Floats{});
+      for (int v = 0; v < count; ++v) store(change + v * kFloatLanes, Floats{});
       return;
     }
     const float norm = __builtin_sqrtf(length), factor = -1.0f / norm;
     norms[i] = norm;
-    for (int64_t c = 0; c < count; c += kFloatLanes) {
-      const Floats mine = load(g + c) * factor, moved = mine - load(x + c);
+#pragma GCC unroll 8
+    for (int v = 0; v < count; ++v) {
+      const Floats mine = g[v] * factor, moved = mine - load(x + v * kFloatLanes);
+      store(change + v * kFloatLanes, moved);
+      store(x + v * kFloatLanes, mine);
       delta += norm * (moved * moved);
-      store(x + c, mine);
-      store(change + c, moved);
     }
   }
 };
@@ -230,15 +232,17 @@ struct Adjust {          // u = factor (I - v v^T) g
   const float* factors;  // (free): -1 / (|g| + prox_lam) of the solution
 
   template <int vectors>
-  void step(int64_t i, const float* g, float* x, float* change, const float* v, int64_t width) {
-    const int64_t count = vectors > 0 ? vectors * kFloatLanes : width;
-    Floats product{};
-    for (int64_t c = 0; c < count; c += kFloatLanes) product += load(g + c) * load(v + c);
+  void step(int64_t i, const Floats* g, int many, float* x, float* change, const float* of_v) {
+    const int count = vectors > 0 ? vectors : many;
+    Floats product = g[0] * load(of_v);
+#pragma GCC unroll 8
+    for (int v = 1; v < count; ++v) product += g[v] * load(of_v + v * kFloatLanes);
     const float along = sum_of(product), factor = factors[i];
-    for (int64_t c = 0; c < count; c += kFloatLanes) {
-      const Floats mine = (load(g + c) - along * load(v + c)) * factor;
-      store(change + c, mine - load(x + c));
-      store(x + c, mine);
+#pragma GCC unroll 8
+    for (int v = 0; v < count; ++v) {
+      const Floats mine = (g[v] - along * load(of_v + v * kFloatLanes)) * factor;
+      store(change + v * kFloatLanes, mine - load(x + v * kFloatLanes));
+      store(x + v * kFloatLanes, mine);
     }
   }
 };
@@ -264,19 +268,36 @@ struct Solving {
   template <int vectors>
   void finish_row(int64_t first, int64_t r) {
     const bool gram = form == Form::gram;
-    const int64_t width = work.width, count = vectors > 0 ? vectors * kFloatLanes : width;
+    const int64_t width = work.width;
+    const int many = static_cast<int>(width / kFloatLanes);
     const float* const within =
         gram ? work.panels + first * (work.free_count + kRows) : work.within + first * kRows;
-    float* const g = work.block + r * width;
     float* const x = work.x + (first + r) * width;
-    const float own = gram ? 0.0f : within[r * kRows + r];
-    for (int64_t c = 0; c < count; c += kFloatLanes) {
-      Floats sum = load(g + c) - own * load(x + c);
-      for (int64_t s = 0; s < r; ++s) sum += within[s * kRows + r] * load(work.changes + s * width + c);
-      store(g + c, sum);
+    float* const change = work.changes + r * width;
+    float* const from = work.block + r * width;
+    Floats registers[vectors > 0 ? vectors : 1];
+    Floats* const g = vectors > 0 ? registers : reinterpret_cast<Floats*>(from);
+    add_changes_above<vectors>(g, from, within, r, x, many);
+    move.template step<vectors>(first + r, g, many, x, change, work.v + (first + r) * width);
+  }
+
+  template <int vectors>
+  void add_changes_above(Floats* g, const float* from, const float* within, int64_t r, const float* x,
+                         int many) {
+    const int count = vectors > 0 ? vectors : many;
+#pragma GCC unroll 8
+    for (int v = 0; v < count; ++v) g[v] = load(from + v * kFloatLanes);
+    if (form != Form::gram) {
+      const float own = within[r * kRows + r];
+#pragma GCC unroll 8
+      for (int v = 0; v < count; ++v) g[v] -= own * load(x + v * kFloatLanes);
     }
-    move.template step<vectors>(first + r, g, x, work.changes + r * width, work.v + (first + r) * width,
-                                width);
+    for (int64_t s = 0; s < r; ++s) {
+      const float* const change = work.changes + s * work.width;
+      const float weight = within[s * kRows + r];
+#pragma GCC unroll 8
+      for (int v = 0; v < count; ++v) g[v] += weight * load(change + v * kFloatLanes);
+    }
   }
 
   void end_block(int64_t first, int64_t rows, int64_t clauses) {
@@ -292,47 +313,50 @@ struct Solving {
   }
 };
 
-constexpr int kTogether = 2;  // samples: while a row of one waits for its norm, one of the other is computed
+// Samples in turns: while a row of one waits for its norm, those of the others are computed.
+constexpr int kTogether = 4;
 
-// One sweep of each of `count` samples.
+// One sweep of each of `samples`, of which there are `many`.
 template <int vectors, class Move>
-void sweep(Solving<Move>* const* samples, int count, int64_t clauses, bool from_zero) {
+void sweep(Solving<Move>* const* samples, int many, int64_t clauses, bool from_zero) {
   int64_t most = 0;
-  for (int s = 0; s < count; ++s) {
+  for (int s = 0; s < many; ++s) {
     if (samples[s]->work.free_count > most) most = samples[s]->work.free_count;
   }
   for (int64_t first = 0; first < most; first += kRows) {
     int64_t rows[kTogether];
-    for (int s = 0; s < count; ++s) {
+    for (int s = 0; s < many; ++s) {
       rows[s] = samples[s]->rows_of_block(first);
       if (rows[s] > 0) samples[s]->begin_block(first, clauses, from_zero);
     }
     for (int64_t r = 0; r < kRows; ++r) {
-      for (int s = 0; s < count; ++s) {
+      for (int s = 0; s < many; ++s) {
         if (r < rows[s]) samples[s]->template finish_row<vectors>(first, r);
       }
     }
-    for (int s = 0; s < count; ++s) {
+    for (int s = 0; s < many; ++s) {
       if (rows[s] > 0) samples[s]->end_block(first, rows[s], clauses);
     }
   }
 }
 
 template <class Move>
-void sweep(Solving<Move>* const* samples, int count, int64_t clauses, bool from_zero) {
+void sweep(Solving<Move>* const* samples, int many, int64_t clauses, bool from_zero) {
   switch (samples[0]->work.width / kFloatLanes) {
     case 1:
-      return sweep<1>(samples, count, clauses, from_zero);
+      return sweep<1>(samples, many, clauses, from_zero);
     case 2:
-      return sweep<2>(samples, count, clauses, from_zero);
+      return sweep<2>(samples, many, clauses, from_zero);
     case 3:
-      return sweep<3>(samples, count, clauses, from_zero);
+      return sweep<3>(samples, many, clauses, from_zero);
     case 4:
-      return sweep<4>(samples, count, clauses, from_zero);
+      return sweep<4>(samples, many, clauses, from_zero);
+    case 6:
+      return sweep<6>(samples, many, clauses, from_zero);
     case 8:
-      return sweep<8>(samples, count, clauses, from_zero);
+      return sweep<8>(samples, many, clauses, from_zero);
     default:
-      return sweep<0>(samples, count, clauses, from_zero);
+      return sweep<0>(samples, many, clauses, from_zero);
   }
 }
 
@@ -529,7 +553,7 @@ inline void forward_samples(Workspace* const* works, int count, const Problem& p
     Workspace& work = *works[s < count ? s : 0];
     return Solving<Descend>{work, form_of(sizes, work.free_count), {work.factors, {}}};
   };
-  Solving<Descend> samples[kTogether] = {solving(0), solving(1)};
+  Solving<Descend> samples[kTogether] = {solving(0), solving(1), solving(2), solving(3)};
   int32_t niter[kTogether];
   descend(samples, count, stop, sizes.clauses, niter);
   for (int s = 0; s < count; ++s) {
@@ -681,7 +705,7 @@ inline void backward_samples(Workspace* const* works, int count, const Problem& 
     Workspace& work = *works[s < count ? s : 0];
     return Solving<Adjust>{work, form_of(sizes, work.free_count), {work.factors}};
   };
-  Solving<Adjust> samples[kTogether] = {solving(0), solving(1)};
+  Solving<Adjust> samples[kTogether] = {solving(0), solving(1), solving(2), solving(3)};
   for (int32_t t = 0; t < most; ++t) {
     Solving<Adjust>* active[kTogether];
     int left = 0;

@@ -25,6 +25,22 @@ inline bool any(Ints mask) {
   return fold(mask, Ints{}, [](Ints a, Ints b) { return a | b; }) != 0;
 }
 
+// The sum of term(0) ... term(count - 1), in four parts: one would wait for each of its additions.
+template <class Term>
+inline Floats sum_of_terms(int64_t count, Term&& term) {
+  Floats part[4] = {};
+  int64_t c = 0;
+  for (; c + 4 <= count; c += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) part[i] += term(c + i);
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    if (c + i < count) part[i] += term(c + i);
+  }
+  return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
 // A group of kFloatLanes samples, the last of which may not exist: they have no free variable.
 class Group {
  public:
@@ -48,41 +64,112 @@ class Group {
     g_ = take(sizes_.width);
   }
 
-  void forward(int64_t group, const Start& start, const Stop& stop, const State& out) {
+  int64_t visits() const { return visit_count_; }
+  bool sweeping() const { return any(active_); }
+
+  void begin_forward(int64_t group, const Start& start, const Stop& stop, const State& out) {
     find(group);
     start_free(start);
     start_inputs(start, out);
-    const Floats scale = Floats{} + stop.eps;
-    Ints active = exists_, niter = Ints{} + stop.max_iter;
-    Floats first{};
-    for (int32_t t = 0; t < stop.max_iter && any(active); ++t) {
-      const Floats delta = sweep_forward(active);
-      if (t == 0) {
-        first = delta;
-        continue;
-      }
-      const Ints stopped = active & (delta < scale * first);
-      niter = stopped != 0 ? Ints{} + t : niter;
-      active &= ~stopped;
-    }
-    write_outputs(out, niter);
+    active_ = stop.max_iter > 0 ? exists_ : Ints{};
+    niter_ = Ints{} + stop.max_iter;
+    delta_ = Floats{};
   }
 
-  // Adds to M (N, N) the sum of U V^T of these samples where M is not null.
-  void backward(int64_t group, const Backward& from, float* M, float* z_grad) {
+  // After sweep t.
+  void end_sweep(int32_t t, const Stop& stop) {
+    if (t == 0) first_delta_ = delta_;
+    const Ints stopped = t == 0 ? Ints{} : active_ & (delta_ < stop.eps * first_delta_);
+    niter_ = stopped != 0 ? Ints{} + t : niter_;
+    active_ = t + 1 < stop.max_iter ? active_ & ~stopped : Ints{};
+    delta_ = Floats{};
+  }
+
+  void write_outputs(const State& out) {
+    constexpr float kInversePi = 0.318309886183790672f;
+    Ints zero_norms{}, saturated{};
+    std::memcpy(out.z + begin_ * sizes_.user, problem_.z + begin_ * sizes_.user,
+                sizeof(float) * static_cast<size_t>(count_ * sizes_.user));
+    for (int64_t v = 0; v < visit_count_; ++v) {
+      const int64_t i = visits_[v];
+      zero_norms -= free_[i] & (norms_[i] == 0.0f);
+      if (i > sizes_.user) continue;
+      const Floats sine = sine_of(row(x_, i)), cosine = row(x_, i)[0];
+      saturated -= free_[i] & (sine < kLeastSine);
+      for (int lane = 0; lane < count_; ++lane) {
+        if (free_[i][lane] != 0)
+          out.z[(begin_ + lane) * sizes_.user + i - 1] =
+              __builtin_atan2f(sine[lane], -cosine[lane]) * kInversePi;
+      }
+    }
+    for (int lane = 0; lane < count_; ++lane) {
+      out.counts[begin_ + lane] = niter_[lane];
+      out.counts[sizes_.samples + begin_ + lane] = zero_norms[lane];
+      out.counts[2 * sizes_.samples + begin_ + lane] = saturated[lane];
+    }
+    if (out.V == nullptr) return;
+    for (int64_t j = 0; j < input_count_; ++j) {
+      row(x_, inputs_[j])[0] += first_[inputs_[j]];
+      row(x_, inputs_[j])[1] += second_[inputs_[j]];
+    }
+    for (int lane = 0; lane < count_; ++lane) {
+      const int64_t first = (begin_ + lane) * sizes_.variables;
+      float* const V = out.V + first * sizes_.width;
+      const float* const x = reinterpret_cast<const float*>(x_) + lane;
+      for (int64_t at = 0; at < sizes_.variables * sizes_.width; ++at) V[at] = x[at * kFloatLanes];
+      for (int64_t i = 0; i < sizes_.variables; ++i) out.norms[first + i] = norms_[i][lane];
+    }
+  }
+
+  void begin_backward(int64_t group, const Backward& from) {
     find(group);
     read_solution(from);
     std::memset(x_, 0, sizeof(Floats) * static_cast<size_t>(sizes_.variables * sizes_.width));
     Ints sweeps{};
-    int32_t most = 0;
-    for (int lane = 0; lane < count_; ++lane) {
+    for (int lane = 0; lane < count_; ++lane)
       sweeps[lane] = from.sweeps < 0 ? from.counts[begin_ + lane] : from.sweeps;
-      if (sweeps[lane] > most) most = sweeps[lane];
-    }
-    if (from.official) sweeps = lost_ != 0 ? Ints{} : sweeps;
-    for (int32_t t = 0; t < most; ++t) sweep_backward(sweeps > t);
+    niter_ = from.official ? sweeps & ~lost_ : sweeps;
+    active_ = niter_ > 0;
+  }
+
+  void end_backward_sweep(int32_t t) { active_ = niter_ > t + 1; }
+
+  // Adds to M (N, N) the sum of U V^T of these samples where M is not null.
+  void finish_backward(const Backward& from, float* M, float* z_grad) {
     if (M != nullptr) add_products(M);
     if (z_grad != nullptr) write_input_gradients(from, z_grad);
+  }
+
+  // The visit number v of a sweep.
+  void move_forward(int64_t v) {
+    const int64_t i = visits_[v];
+    for (int64_t c = 2; c < sizes_.width; ++c) g_[c] = Floats{};
+    g_[0] = one_[i], g_[1] = two_[i];
+    add_free(i);
+    const Floats square = sum_of_terms(sizes_.width, [&](int64_t c) { return g_[c] * g_[c]; });
+    const Ints mine = free_[i] & active_, moves = mine & (square >= kLeastSquare);
+    const Floats norm = square_root(square);
+    const Floats factor = -1.0f / blend(moves, norm, Floats{} + 1.0f);
+    norms_[i] = blend(mine, keep(moves, norm), norms_[i]);
+    Floats* const x = row(x_, i);
+    const Floats moved = sum_of_terms(sizes_.width, [&](int64_t c) {
+      const Floats next = blend(moves, g_[c] * factor, x[c]), change = next - x[c];
+      x[c] = next;
+      return change * change;
+    });
+    delta_ += norms_[i] * moved;  // zero where it did not move
+  }
+
+  void move_backward(int64_t n) {
+    const int64_t i = visits_[n];
+    const Floats* const v = row(v_, i);
+    Floats* const x = row(x_, i);
+    for (int64_t c = 0; c < sizes_.width; ++c) g_[c] = one_[i] * v[c];
+    g_[0] = two_[i];
+    add_free(i);
+    const Floats along = sum_of_terms(sizes_.width, [&](int64_t c) { return g_[c] * v[c]; });
+    const Ints mine = free_[i] & active_;
+    for (int64_t c = 0; c < sizes_.width; ++c) x[c] = blend(mine, (g_[c] - along * v[c]) * norms_[i], x[c]);
   }
 
  private:
@@ -248,72 +335,10 @@ class Group {
     for (; c < sizes_.width; ++c) add_free<1>(i, c);
   }
 
-  // Returns the change of the objective.
-  Floats sweep_forward(Ints active) {
-    Floats delta{};
-    for (int64_t v = 0; v < visit_count_; ++v) {
-      const int64_t i = visits_[v];
-      for (int64_t c = 2; c < sizes_.width; ++c) g_[c] = Floats{};
-      g_[0] = one_[i], g_[1] = two_[i];
-      add_free(i);
-      Floats square{};
-      for (int64_t c = 0; c < sizes_.width; ++c) square += g_[c] * g_[c];
-      const Ints mine = free_[i] & active, moves = mine & (square >= kLeastSquare);
-      const Floats norm = square_root(square);
-      const Floats factor = -1.0f / blend(moves, norm, Floats{} + 1.0f);
-      norms_[i] = blend(mine, keep(moves, norm), norms_[i]);
-      Floats moved{};
-      Floats* const x = row(x_, i);
-      for (int64_t c = 0; c < sizes_.width; ++c) {
-        const Floats next = blend(moves, g_[c] * factor, x[c]), change = next - x[c];
-        moved += change * change;
-        x[c] = next;
-      }
-      delta += norms_[i] * moved;  // zero where it did not move
-    }
-    return delta;
-  }
-
   Floats sine_of(const Floats* v) const {
     Floats square{};
     for (int64_t c = 1; c < sizes_.width; ++c) square += v[c] * v[c];
     return square_root(square);
-  }
-
-  void write_outputs(const State& out, Ints niter) {
-    constexpr float kInversePi = 0.318309886183790672f;
-    Ints zero_norms{}, saturated{};
-    std::memcpy(out.z + begin_ * sizes_.user, problem_.z + begin_ * sizes_.user,
-                sizeof(float) * static_cast<size_t>(count_ * sizes_.user));
-    for (int64_t v = 0; v < visit_count_; ++v) {
-      const int64_t i = visits_[v];
-      zero_norms -= free_[i] & (norms_[i] == 0.0f);
-      if (i > sizes_.user) continue;
-      const Floats sine = sine_of(row(x_, i)), cosine = row(x_, i)[0];
-      saturated -= free_[i] & (sine < kLeastSine);
-      for (int lane = 0; lane < count_; ++lane) {
-        if (free_[i][lane] != 0)
-          out.z[(begin_ + lane) * sizes_.user + i - 1] =
-              __builtin_atan2f(sine[lane], -cosine[lane]) * kInversePi;
-      }
-    }
-    for (int lane = 0; lane < count_; ++lane) {
-      out.counts[begin_ + lane] = niter[lane];
-      out.counts[sizes_.samples + begin_ + lane] = zero_norms[lane];
-      out.counts[2 * sizes_.samples + begin_ + lane] = saturated[lane];
-    }
-    if (out.V == nullptr) return;
-    for (int64_t j = 0; j < input_count_; ++j) {
-      row(x_, inputs_[j])[0] += first_[inputs_[j]];
-      row(x_, inputs_[j])[1] += second_[inputs_[j]];
-    }
-    for (int lane = 0; lane < count_; ++lane) {
-      const int64_t first = (begin_ + lane) * sizes_.variables;
-      float* const V = out.V + first * sizes_.width;
-      const float* const x = reinterpret_cast<const float*>(x_) + lane;
-      for (int64_t at = 0; at < sizes_.variables * sizes_.width; ++at) V[at] = x[at * kFloatLanes];
-      for (int64_t i = 0; i < sizes_.variables; ++i) out.norms[first + i] = norms_[i][lane];
-    }
   }
 
   // ---- backward: x is U, v is V of free variables, norms is -1 / (|g| + prox_lam), one is the output's
@@ -341,35 +366,15 @@ class Group {
     }
   }
 
-  void sweep_backward(Ints active) {
-    for (int64_t n = 0; n < visit_count_; ++n) {
-      const int64_t i = visits_[n];
-      const Floats* const v = row(v_, i);
-      Floats* const x = row(x_, i);
-      for (int64_t c = 0; c < sizes_.width; ++c) g_[c] = one_[i] * v[c];
-      g_[0] = two_[i];
-      add_free(i);
-      Floats along{};
-      for (int64_t c = 0; c < sizes_.width; ++c) along += g_[c] * v[c];
-      const Ints mine = free_[i] & active;
-      for (int64_t c = 0; c < sizes_.width; ++c) x[c] = blend(mine, (g_[c] - along * v[c]) * norms_[i], x[c]);
-    }
-  }
-
   void add_products(float* M) {
     for (int64_t n = 0; n < visit_count_; ++n) {
       const int64_t i = visits_[n];
       const Floats* const u = row(x_, i);
       for (int64_t j = 0; j < sizes_.variables; ++j) {
         const Floats* const v = row(v_, j);
-        Floats sum = u[0] * first_[j] + u[1] * second_[j], other{};
-        int64_t c = 0;
-        for (; c + 2 <= sizes_.width; c += 2) {
-          sum += u[c] * v[c];
-          other += u[c + 1] * v[c + 1];
-        }
-        if (c < sizes_.width) sum += u[c] * v[c];
-        M[i * sizes_.variables + j] += sum_of(sum + other);
+        const Floats of_inputs = u[0] * first_[j] + u[1] * second_[j];
+        const Floats of_free = sum_of_terms(sizes_.width, [&](int64_t c) { return u[c] * v[c]; });
+        M[i * sizes_.variables + j] += sum_of(of_inputs + of_free);
       }
     }
   }
@@ -406,14 +411,58 @@ class Group {
   FloatScratch memory_;
   Scratch<int32_t> visits_, inputs_;  // variables that are free, or input, in some lane
   int64_t begin_ = 0, visit_count_ = 0, input_count_ = 0;
-  int count_ = 0;  // samples
-  Ints exists_{}, lost_{};
-  Ints* free_;                   // (N)
-  Floats *x_, *v_;               // (N, k): of free variables, zero elsewhere
-  Floats *first_, *second_;      // (N): components of inputs
-  Floats *one_, *two_, *norms_;  // (N)
-  Floats* g_;                    // (k)
+  int count_ = 0;                                // samples
+  Ints exists_{}, active_{}, niter_{}, lost_{};  // lost_: without a gradient in the public code
+  Floats delta_{}, first_delta_{};               // change of the objective
+  Ints* free_;                                   // (N)
+  Floats *x_, *v_;                               // (N, k): of free variables, zero elsewhere
+  Floats *first_, *second_;                      // (N): components of inputs
+  Floats *one_, *two_, *norms_;                  // (N)
+  Floats* g_;                                    // (k)
 };
+
+constexpr int kGroups = 2;  // in turns: while one waits for its norms, the other is computed
+
+// Sweeps of `many` groups: move(group, visit) for all visits of those that still sweep, then end(group, t).
+template <class Move, class End>
+inline void sweep_groups(Group* const* groups, int many, Move&& move, End&& end) {
+  for (int32_t t = 0;; ++t) {
+    Group* sweeping[kGroups];
+    int left = 0;
+    int64_t visits = 0;
+    for (int s = 0; s < many; ++s) {
+      if (!groups[s]->sweeping()) continue;
+      sweeping[left++] = groups[s];
+      if (groups[s]->visits() > visits) visits = groups[s]->visits();
+    }
+    if (left == 0) return;
+    for (int64_t v = 0; v < visits; ++v) {
+      for (int s = 0; s < left; ++s) {
+        if (v < sweeping[s]->visits()) move(*sweeping[s], v);
+      }
+    }
+    for (int s = 0; s < left; ++s) end(*sweeping[s], t);
+  }
+}
+
+inline void forward_groups(Group* const* groups, int many, int64_t first, const Start& start,
+                           const Stop& stop, const State& out) {
+  for (int s = 0; s < many; ++s) groups[s]->begin_forward(first + s, start, stop, out);
+  sweep_groups(
+      groups, many, [](Group& group, int64_t v) { group.move_forward(v); },
+      [&](Group& group, int32_t t) { group.end_sweep(t, stop); });
+  for (int s = 0; s < many; ++s) groups[s]->write_outputs(out);
+}
+
+// numbers[s]: of the group that groups[s] is to solve, M[s] null or what its part of the sum is added to.
+inline void backward_groups(Group* const* groups, int many, const int64_t* numbers, const Backward& from,
+                            float* const* M, float* z_grad) {
+  for (int s = 0; s < many; ++s) groups[s]->begin_backward(numbers[s], from);
+  sweep_groups(
+      groups, many, [](Group& group, int64_t v) { group.move_backward(v); },
+      [](Group& group, int32_t t) { group.end_backward_sweep(t); });
+  for (int s = 0; s < many; ++s) groups[s]->finish_backward(from, M[s], z_grad);
+}
 
 }  // namespace
 }  // namespace TENFOLD_LEVEL

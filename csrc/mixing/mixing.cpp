@@ -133,20 +133,16 @@ void want_positive(const char* name, float value) {
   throw ValueError(std::string(name) + " is " + std::to_string(value) + ", want a positive number");
 }
 
-void want_same_device(const Solution& solution, const TensorView& S) {
-  for (const auto& [name, view] :
-       {std::pair{"V", &solution.V}, std::pair{"norms", &solution.norms},
-        std::pair{"negative", &solution.negative}, std::pair{"counts", &solution.counts}}) {
-    want_together(name, *view, "S", S);
-  }
-}
-
 // Arrays of a solution that has a V.
-void want_solution(const Solution& solution, const Sizes& sizes) {
+void want_solution(const Solution& solution, const Sizes& sizes, const TensorView& S) {
   want_dense("V", solution.V, kFloat32, {sizes.samples, sizes.variables, sizes.width},
              "(samples, variables, k)");
   want_dense("norms", solution.norms, kFloat32, {sizes.samples, sizes.variables}, "(samples, variables)");
   want_dense("negative", solution.negative, kBool, {sizes.samples, sizes.variables}, "(samples, variables)");
+  for (const auto& [name, view] : {std::pair{"V", &solution.V}, std::pair{"norms", &solution.norms},
+                                   std::pair{"negative", &solution.negative}}) {
+    want_together(name, *view, "S", S);
+  }
 }
 
 }  // namespace
@@ -173,9 +169,9 @@ void forward(const Inputs& inputs, const TensorView* V0, const Options& options,
   want_dense("out", out.z, kFloat32, {sizes.samples, sizes.user}, "as z");
   want_together("out", out.z, "S", inputs.S);
   want_dense("counts", out.counts, kInt32, {3, sizes.samples}, "three per sample");
+  want_together("counts", out.counts, "S", inputs.S);
   const bool keeps = out.V.rank == 3;
-  if (keeps) want_solution(out, sizes);
-  want_same_device(out, inputs.S);
+  if (keeps) want_solution(out, sizes, inputs.S);
   if (V0 != nullptr) {
     want_dense("V0", *V0, kFloat32, {sizes.samples, sizes.variables, sizes.width}, "(samples, variables, k)");
     want_together("V0", *V0, "S", inputs.S);
@@ -218,9 +214,9 @@ void backward(const Inputs& inputs, const Solution& solution, const Adjoint& adj
   if (solution.V.rank != 3) throw_shape("V", solution.V, "(samples, variables, k), kept by the forward pass");
   const Problem problem = problem_of(inputs, solution.order, solution.V.shape[2]);
   const Sizes& sizes = problem.sizes;
-  want_solution(solution, sizes);
+  want_solution(solution, sizes, inputs.S);
   want_dense("counts", solution.counts, kInt32, {3, sizes.samples}, "three per sample");
-  want_same_device(solution, inputs.S);
+  want_together("counts", solution.counts, "S", inputs.S);
   want_dense("z_grad", adjoint.z_grad, kFloat32, {sizes.samples, sizes.user}, "as z");
   want_together("z_grad", adjoint.z_grad, "S", inputs.S);
   want_positive("prox_lam", adjoint.prox_lam);

@@ -57,7 +57,8 @@ struct Options {
 
 // V0 (B, N, k), or null: where free variables start (scaled to 1) instead of at random; inputs take the sign
 // of its second component. Scratch on the CPU: 4 N^2 bytes where a sample has the Gram form, and per thread
-// 8 n_f max(min(n_f, 2 m), m) + 24 n_f (k + 16) bytes for n_f free variables; on a GPU 4 N^2 + 4 B N (k + 1).
+// 16 n_f max(min(n_f, 2 m), m) + 48 n_f (k + 16) bytes for n_f free variables; on a GPU 4 N^2 + 4 B N (k +
+// 1).
 int64_t forward_scratch(const Inputs& inputs, int64_t width);
 void forward(const Inputs& inputs, const TensorView* V0, const Options& options, const Solution& out,
              char* scratch);

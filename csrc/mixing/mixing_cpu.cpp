@@ -77,28 +77,62 @@ class Gram {
   Gram(const Problem& problem, bool wanted)
       : stride(wanted ? rounded(problem.sizes.variables, kFloatLanes) : 0),
         memory_(problem.sizes.variables * stride) {
-    if (!wanted) return;
-    const gemm::Source rows{problem.S, problem.sizes.clauses, 1};
-    multiply(data(), stride, rows, problem.sizes.variables, rows, problem.sizes.variables,
-             problem.sizes.clauses);
+    if (wanted) {
+      multiply_lower(problem);
+      mirror(problem.sizes.variables);
+    }
   }
   float* data() { return memory_.data(); }
 
   const int64_t stride;
 
  private:
+  // Blocks of rows, each up to its own last column.
+  void multiply_lower(const Problem& problem) {
+    const int64_t variables = problem.sizes.variables, clauses = problem.sizes.clauses;
+    const int64_t blocks = (variables + gemm::kBlockRows - 1) / gemm::kBlockRows;
+    const gemm::Source S{problem.S, clauses, 1};
+    run_tasks(blocks, variables * variables * clauses / (2 * blocks), [&](auto next) {
+      FloatScratch scratch(gemm::kScratch);
+      for (int64_t taken = next(); taken < blocks; taken = next()) {
+        const int64_t first = (blocks - 1 - taken) * gemm::kBlockRows;  // the longest rows first
+        const int64_t rows = gemm::lesser(variables - first, gemm::kBlockRows);
+        gemm::product({data() + first * stride, stride}, S.past_across(first), rows, S, first + rows, clauses,
+                      scratch.data());
+      }
+    });
+  }
+
+  void mirror(int64_t variables) {
+    constexpr int64_t kSquare = 16;  // at a time, so that lines are used whole
+    for (int64_t row = 0; row < variables; row += kSquare) {
+      for (int64_t column = 0; column <= row; column += kSquare) {
+        for (int64_t i = row; i < row + kSquare && i < variables; ++i) {
+          for (int64_t j = column; j < column + kSquare && j < i; ++j)
+            data()[j * stride + i] = data()[i * stride + j];
+        }
+      }
+    }
+  }
+
   FloatScratch memory_;
 };
 
-// Calls run(workspaces, count, first sample) for all samples, kTogether at a time where there are enough of
-// them for all threads. (Which ones are together changes no result.)
+constexpr int64_t kNear = 512 << 10;  // bytes of rows of vectors that a second-level cache of 1 MiB keeps
+
+// Calls run(workspaces, count, first sample) for all samples, some at a time: as many as stay in the cache,
+// and leave two tasks or more for each thread. (Which ones are together changes no result.)
 template <class Run>
 void run_samples(const Sizes& sizes, int64_t most_free, Run&& run) {
-  const int together = sizes.samples >= 2 * kTogether * available_threads() ? kTogether : 1;
+  const int64_t bytes = 3 * 4 * (most_free + kRows) * rounded(sizes.width, kFloatLanes);
+  int64_t together = gemm::lesser(sizes.samples / (2 * available_threads()), kNear / bytes);
+  together = together < 1 ? 1 : gemm::lesser(together, kTogether);
   const int64_t tasks = (sizes.samples + together - 1) / together;
   run_tasks(tasks, together * work_of(sizes), [&](auto next) {
-    Workspace first(sizes, most_free), second(sizes, together > 1 ? most_free : 0);
-    Workspace* const works[kTogether] = {&first, &second};
+    const auto free_in = [&](int place) { return place < together ? most_free : 0; };
+    Workspace all[kTogether] = {
+        {sizes, free_in(0)}, {sizes, free_in(1)}, {sizes, free_in(2)}, {sizes, free_in(3)}};
+    Workspace* const works[kTogether] = {&all[0], &all[1], &all[2], &all[3]};
     for (int64_t task = next(); task < tasks; task = next()) {
       const int64_t sample = task * together;
       run(works, static_cast<int>(gemm::lesser(sizes.samples - sample, together)), sample);
@@ -116,13 +150,22 @@ void forward_blocked(const Problem& problem, const Start& start, const Stop& sto
 
 int64_t groups_of(const Sizes& sizes) { return (sizes.samples + kFloatLanes - 1) / kFloatLanes; }
 
+// Where there are enough for all threads. (Which ones are together changes no result.)
+int64_t groups_together(int64_t groups) { return groups >= kGroups * available_threads() ? kGroups : 1; }
+
 void forward_lanes(const Problem& problem, const Start& start, const Stop& stop, const State& out) {
   const Sizes& sizes = problem.sizes;
   Scratch<float> C(sizes.variables * sizes.variables);
   small_gram(C.data(), problem);
-  run_tasks(groups_of(sizes), work_of(sizes), [&](auto next) {
-    Group group(problem, C.data());
-    for (int64_t g = next(); g < groups_of(sizes); g = next()) group.forward(g, start, stop, out);
+  const int64_t groups = groups_of(sizes), together = groups_together(groups);
+  const int64_t tasks = (groups + together - 1) / together;
+  run_tasks(tasks, together * work_of(sizes), [&](auto next) {
+    Group one(problem, C.data()), two(problem, C.data());
+    Group* const both[kGroups] = {&one, &two};
+    for (int64_t task = next(); task < tasks; task = next()) {
+      const int64_t first = task * together;
+      forward_groups(both, static_cast<int>(gemm::lesser(groups - first, together)), first, start, stop, out);
+    }
   });
 }
 
@@ -190,11 +233,22 @@ void backward_lanes(const Problem& problem, const Backward& from, const Gradient
   small_gram(C.data(), problem);
   Scratch<float> M(parts * square);
   std::memset(M.data(), 0, sizeof(float) * static_cast<size_t>(parts * square));
-  run_tasks(parts, each * work_of(sizes), [&](auto next) {
-    Group group(problem, C.data());
-    for (int64_t part = next(); part < parts; part = next()) {
-      for (int64_t g = part * each; g < (part + 1) * each && g < groups; ++g)
-        group.backward(g, from, out.S != nullptr ? &M[part * square] : nullptr, out.z);
+  const int64_t together = groups_together(parts), tasks = (parts + together - 1) / together;
+  run_tasks(tasks, together * each * work_of(sizes), [&](auto next) {
+    Group one(problem, C.data()), two(problem, C.data());
+    Group* const both[kGroups] = {&one, &two};
+    for (int64_t task = next(); task < tasks; task = next()) {
+      for (int64_t i = 0; i < each; ++i) {
+        int64_t numbers[kGroups];
+        float* to[kGroups];
+        int many = 0;
+        for (int64_t part = task * together; part < (task + 1) * together && part < parts; ++part) {
+          if (part * each + i >= groups) continue;
+          numbers[many] = part * each + i;
+          to[many++] = out.S != nullptr ? &M[part * square] : nullptr;
+        }
+        backward_groups(both, many, numbers, from, to, out.z);
+      }
     }
   });
   if (out.S == nullptr) return;

@@ -4,7 +4,7 @@ Compiled kernels of tenfold. Use tenfold.ops instead: it documents and checks.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['activate', 'activate_backward', 'adaln_backward', 'adaln_forward', 'attention_backward', 'attention_forward', 'build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'experts_backward', 'experts_forward', 'gather_patches', 'is_plain', 'isa', 'isas_compiled', 'isas_supported', 'keep_freed_memory', 'keep_ids_from_ranks', 'last_level_cache', 'moe_combine', 'moe_combine_backward', 'moe_dispatch', 'norm_rows', 'norm_rows_backward', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'route_backward', 'route_expert_choice', 'route_ids', 'route_topk', 'sanitizers', 'synchronize', 'threads']
+__all__: list[str] = ['activate', 'activate_backward', 'adaln_backward', 'adaln_forward', 'attention_backward', 'attention_forward', 'build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'experts_backward', 'experts_forward', 'gather_patches', 'is_plain', 'isa', 'isas_compiled', 'isas_supported', 'keep_freed_memory', 'keep_ids_from_ranks', 'last_level_cache', 'mixing_backward', 'mixing_forward', 'moe_combine', 'moe_combine_backward', 'moe_dispatch', 'norm_rows', 'norm_rows_backward', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'route_backward', 'route_expert_choice', 'route_ids', 'route_topk', 'sanitizers', 'synchronize', 'threads']
 def activate(x: typing.Any, out: typing.Any, activation: str, gated: bool) -> None:
     """
     out = f(x), or, where gated, f of the first half of each row times the second.
@@ -96,6 +96,14 @@ def keep_ids_from_ranks(restore_ids: typing.Any, keep_ids: typing.Any) -> None:
 def last_level_cache() -> int:
     """
     Bytes of last-level cache.
+    """
+def mixing_backward(S: typing.Any, z: typing.Any, is_input: typing.Any, solution: typing.Any, z_grad: typing.Any, prox_lam: typing.SupportsFloat | typing.SupportsIndex, sweeps: typing.SupportsInt | typing.SupportsIndex, official: bool, S_grad: typing.Any, input_grad: typing.Any) -> None:
+    """
+    Fills the gradients of S and z, each of which may be None.
+    """
+def mixing_forward(S: typing.Any, z: typing.Any, is_input: typing.Any, V0: typing.Any, seed: typing.Any, first_sample: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex, max_iter: typing.SupportsInt | typing.SupportsIndex, eps: typing.SupportsFloat | typing.SupportsIndex, draw_order: bool, solution: typing.Any) -> None:
+    """
+    Fills the solution (z, V, norms, negative, order, counts); V0 may be None.
     """
 def moe_combine(y: typing.Any, gates: typing.Any, starts: typing.Any, rows: typing.Any, out: typing.Any) -> None:
     """

@@ -32,6 +32,7 @@ def _plain(*tensors: Tensor | None) -> bool:
 
 
 def _empty(S: Tensor, z: Tensor, k: int, order: Tensor | None, keep: bool) -> Arrays:
+    """Memory for a solution; `order` is copied where there is one, for outputs must not be inputs."""
     samples, user, variables, width = shapes(S, z, k)
     device = S.device
     state = (samples, variables) if keep else (0,)
@@ -41,7 +42,7 @@ def _empty(S: Tensor, z: Tensor, k: int, order: Tensor | None, keep: bool) -> Ar
         torch.empty((*state, width) if keep else state, device=device, dtype=torch.float32),
         torch.empty(state, device=device, dtype=torch.float32),
         torch.empty(state, device=device, dtype=torch.bool),
-        torch.empty(variables - 1, device=device, dtype=torch.int32),
+        torch.empty(variables - 1, device=device, dtype=torch.int32) if order is None else order.clone(),
         torch.empty(3, samples, device=device, dtype=torch.int32),
     )
 
@@ -60,8 +61,6 @@ def _forward_kernel(
     keep: bool,
 ) -> Arrays:
     arrays = _empty(S, z, k, order, keep)
-    if order is not None:
-        arrays[4].copy_(order)
     _core.mixing_forward(
         S.contiguous(), z.contiguous(), is_input.contiguous(), None if V0 is None else V0.contiguous(), seed,
         offset, k, max_iter, eps, order is None, arrays,
@@ -106,7 +105,7 @@ def _backward_fake(S: Tensor, z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 _forward_op = define(
-    "mixing_forward(Tensor S, Tensor z, Tensor is_input, Tensor seed, Tensor? order, Tensor? V0, int k,"
+    "mixing_forward(Tensor S, Tensor z, Tensor is_input, Tensor seed, Tensor? order, Tensor? V0, SymInt k,"
     " int max_iter, float eps, int offset, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward_kernel,
     _forward_fake,
@@ -172,8 +171,8 @@ class Mixing(Function):
         """Solve the adjoint system; recorded where something watches, so that doing it again raises."""
         to_S, to_z = ctx.needs_input_grad[:2]
         args = (*ctx.saved_tensors, out_grad, ctx.prox_lam, -1, ctx.official, to_S, to_z)
-        run = _backward_kernel if _plain(*args[:9]) else partial(apply, MixingBackward)
-        S_grad, z_grad = run(*args)
+        plain = _plain(*ctx.saved_tensors, out_grad)
+        S_grad, z_grad = _backward_kernel(*args) if plain else apply(MixingBackward, *args)
         return S_grad if to_S else None, z_grad if to_z else None, *(None,) * 10
 
     @staticmethod
@@ -186,9 +185,27 @@ class MixingBackward(Function):
     """As the operator mixing_backward; has no gradient itself."""
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        S: Tensor,
+        z: Tensor,
+        is_input: Tensor,
+        V: Tensor,
+        norms: Tensor,
+        negative: Tensor,
+        order: Tensor,
+        counts: Tensor,
+        out_grad: Tensor,
+        prox_lam: float,
+        sweeps: int,
+        official: bool,
+        to_S: bool,
+        to_z: bool,
+    ) -> tuple[Tensor, Tensor]:
         """Run the operator."""
-        result: tuple[Tensor, Tensor] = _backward_op(*args)
+        solution = (V, norms, negative, order, counts)
+        result: tuple[Tensor, Tensor] = _backward_op(
+            S, z, is_input, *solution, out_grad, prox_lam, sweeps, official, to_S, to_z
+        )
         return result
 
     @staticmethod
@@ -207,6 +224,9 @@ class MixingBackward(Function):
 
 
 # ---- what tenfold.ops.mixing calls ----
+
+_NOTHING = torch.empty(0)
+"""In the place of what a call without gradient does not keep."""
 
 
 def _want_tensors(**arrays: Any) -> None:
@@ -233,18 +253,22 @@ def mixing(
     """See tenfold.ops.mixing.mixing."""
     official = _check_compat(compat)
     _want_tensors(z=z, is_input=is_input, order=order, V0=V0)
-    _, _, _, width = shapes(S, z, k)
+    samples, _, variables, width = shapes(S, z, k)
     if _plain(S, z, is_input, order, V0):
-        result = _forward_kernel(S, z, is_input, seed, order, V0, width, max_iter, eps, offset, False)
-    else:
-        if not prox_lam > 0:
-            raise ValueError(f"prox_lam is {prox_lam}, want a positive number")
-        seed = _seed_tensor(seed) if is_dynamo_compiling() else seed
-        result = apply(
-            Mixing, S, z, is_input, seed, order, V0, width, max_iter, eps, offset, prox_lam, official
-        )
-    counts = result[5]
-    return result[0], Report(counts[0], counts[1], counts[2])
+        counts = torch.empty(3, samples, dtype=torch.int32, device=S.device)
+        visits = torch.empty(variables - 1, dtype=torch.int32, device=S.device) if order is None else order
+        out = torch.empty(z.shape, dtype=torch.float32, device=S.device)
+        _core.mixing_forward(
+            S.contiguous(), z.contiguous(), is_input.contiguous(), None if V0 is None else V0.contiguous(),
+            seed, offset, width, max_iter, eps, order is None,
+            (out, _NOTHING, _NOTHING, _NOTHING, visits.contiguous(), counts),
+        )  # fmt: skip
+        return out, Report(*counts.unbind())
+    if not prox_lam > 0:
+        raise ValueError(f"prox_lam is {prox_lam}, want a positive number")
+    seed = _seed_tensor(seed) if is_dynamo_compiling() else seed
+    result = apply(Mixing, S, z, is_input, seed, order, V0, width, max_iter, eps, offset, prox_lam, official)
+    return result[0], Report(*result[5].unbind())
 
 
 def mixing_forward(
@@ -283,7 +307,7 @@ def mixing_backward(
 ) -> tuple[Tensor, Tensor]:
     """See tenfold.ops.mixing.mixing_backward."""
     _want_tensors(z=z, is_input=is_input, out_grad=out_grad, V=solution.V)
-    tensors = [x.detach() for x in (S, z, is_input, *solution[1:], out_grad)]
-    run = _backward_kernel if _plain(*tensors) else _backward_op
+    tensors: Any = [x.detach() for x in (S, z, is_input, *solution[1:], out_grad)]
+    run: Any = _backward_kernel if _plain(*tensors) else _backward_op
     grads: tuple[Tensor, Tensor] = run(*tensors, prox_lam, sweeps_of(sweeps), official, True, True)
     return grads

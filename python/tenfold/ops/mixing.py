@@ -70,11 +70,11 @@ class Solution(NamedTuple):
 
 
 def bound(variables: int) -> int:
-    """Return the least k above sqrt(2 N), plus 1, for N variables, the true one and auxiliary ones counted.
+    """Return sqrt(2 N) rounded up, plus 1, for N variables, the true one and auxiliary ones counted.
 
     From there on the relaxation has no other local optima, almost surely (Wang, Chang and Kolter, 2017).
     """
-    return math.isqrt(max(0, 2 * variables - 1)) + 2
+    return math.ceil(math.sqrt(2 * variables)) + 1
 
 
 def mixing(

@@ -122,9 +122,7 @@ def mixing_forward(
             nonlocal delta
             square = g @ g
             norms[b, i] = np.sqrt(square) if square >= LEAST_SQUARE else 0
-            if not norms[b, i]:
-                return V[b, i].copy()
-            new = -g / norms[b, i]
+            new: Floats = -g / norms[b, i] if norms[b, i] else V[b, i].copy()
             delta += norms[b, i] * np.sum((new - V[b, i]) ** 2)
             return new
 
@@ -177,7 +175,8 @@ def mixing_backward(
         def step(i: int, g: Floats, b: int = b, v: Floats = v) -> Floats:
             if norms[b, i] == 0:
                 return np.zeros(k)
-            return -(g - (g @ v[i]) * v[i]) / (norms[b, i] + prox_lam)
+            new: Floats = -(g - (g @ v[i]) * v[i]) / (norms[b, i] + prox_lam)
+            return new
 
         for _ in range(solution.niter[b] if sweeps is None else sweeps):
             _sequential(C, u, free, bias, step)
