@@ -26,7 +26,7 @@ def solver_name() -> str:
 
 
 def check_unique(puzzles: NDArray[np.integer], solutions: NDArray[np.integer]) -> None:
-    """Confirm that each puzzle (N, size**2) has its solution and no other: a third of a millisecond each.
+    """Confirm that each puzzle (N, size**2) has its solution and no other: under half a millisecond each.
 
     Errors: UserError naming the first puzzle of which that is not so; as ``solver_name``.
     """
