@@ -1,10 +1,10 @@
 """The rules of a small layer in words: weighted clauses, exact for whole assignments.
 
-With every variable true or false, v_i = +1 or -1, the layer's objective is F(x) = |sum_i v_i s_i|^2 with
-the true variable's row among them; auxiliary variables take what makes it least. So each assignment x of
-the user's variables has a price F(x) - min F, and the clause that forbids x alone, with that price as its
+With every variable of the user true or false, v_i = +1 or -1, and the auxiliary ones relaxed as in the
+layer, the objective F(x) = |sum_i v_i s_i^T|^2, with the true variable's row among them, has one least value.
+So each assignment x has a price F(x) - min F, and the clause that forbids x alone, with that price as its
 weight, says all there is to say: the weights of the clauses that an assignment breaks add up to its price.
-What the layer answers is the relaxation's, which may differ; `answers` of a trained layer is shown beside.
+The layer relaxes the variables that are asked for too, so that it may answer otherwise where prices are close.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-LARGEST = 16  # variables, auxiliary ones counted: 65,536 assignments
+from tenfold.ops.reference.mixing import mixing_forward
+
+LARGEST = 8  # variables: 256 assignments, each solved
 LEAST_SHARE = 0.05  # of the largest weight; lighter clauses are left out of the text
+SWEEPS, EPS = 2000, 1e-12  # of the solver, in float64
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,15 @@ class Clause:
 
 
 def prices(S: Tensor, n: int) -> Tensor:
-    """(2^n) F(x) - min F of each assignment; bit i of the index, from the highest, is variable i."""
-    aux = len(S) - 1 - n
-    if n + aux > LARGEST:
-        raise ValueError(f"S: {n} variables and {aux} auxiliary ones, wanted at most {LARGEST} in all")
-    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=n + aux)), dtype=torch.float64)
-    rows = S.detach().double()
-    totals = (rows[0] + signs @ rows[1:]).square().sum(dim=1)
-    least = totals.view(2**n, 2**aux).min(dim=1).values
-    return least - least.min()
+    """(2^n) F(x) - min F of each assignment, float64; bit i of the index, from the highest, is variable i."""
+    if n > LARGEST:
+        raise ValueError(f"S: {n} variables, wanted at most {LARGEST}")
+    rows = S.detach().double().numpy()
+    assignments = np.array(list(itertools.product((0.0, 1.0), repeat=n)))
+    # Given variables stay on the axis of the true one, so only auxiliary ones move.
+    found = mixing_forward(rows, assignments, np.ones(assignments.shape, bool), max_iter=SWEEPS, eps=EPS)
+    least = np.square(np.einsum("bik,im->bkm", found.V, rows)).sum(axis=(1, 2))
+    return torch.from_numpy(least - least.min())
 
 
 def clauses(S: Tensor, n: int, least_share: float = 0.0) -> list[Clause]:

@@ -14,7 +14,7 @@ from tenfold.engine.options import parse
 from tenfold.engine.run import RunDirectory
 from tenfold.errors import UserError
 from tenfold.methods.satnet.config import SATNetConfig
-from tenfold.methods.satnet.decode import LARGEST, rules_text
+from tenfold.methods.satnet.decode import rules_text
 from tenfold.methods.satnet.problems import Problems
 from tenfold.methods.satnet.run import read_config, reopen
 from tenfold.methods.satnet.scores import evaluate_split
@@ -101,7 +101,7 @@ def _report(config: SATNetConfig, problems: Problems, state: TrainingState, resu
             lines.append(f"| {title} | {100 * scores[name]:.2f} |")
     if "iterations" in scores:
         lines += ["", f"{scores['iterations']:.1f} sweeps of the solver a problem, at most {layer.max_iter}."]
-    if state.model.layer is not None and config.task == "parity" and config.n + layer.aux <= LARGEST:
+    if state.model.layer is not None and config.task == "parity":
         lines += ["", "## Rules", "", rules_text(state.model.layer.S, _PARITY_NAMES)]
     lines += ["", "## Training", "", "![loss](figures/loss.png)"]
     return "\n".join(lines) + "\n"
