@@ -4,7 +4,7 @@ With every variable of the user true or false, v_i = +1 or -1, and the auxiliary
 layer, the objective F(x) = |sum_i v_i s_i^T|^2, with the true variable's row among them, has one least value.
 So each assignment x has a price F(x) - min F, and the clause that forbids x alone, with that price as its
 weight, says all there is to say: the weights of the clauses that an assignment breaks add up to its price.
-The layer relaxes the variables that are asked for too, so that it may answer otherwise where prices are close.
+The layer relaxes the variables that are asked for too, and may answer otherwise where prices are close.
 """
 
 from __future__ import annotations
