@@ -63,7 +63,10 @@ def test_help_of_a_verb(verb, capsys):
         (["--verbose"], "unknown command '--verbose'; see tenfold --help"),
         (["train"], "tenfold train wants a method first, one of: microdit, satnet"),
         (["train", "--budget", "1m"], "tenfold train wants a method first, one of: microdit, satnet"),
-        (["train", "microdot"], "unknown method 'microdot' (did you mean microdit?); there are: microdit, satnet"),
+        (
+            ["train", "microdot"],
+            "unknown method 'microdot' (did you mean microdit?); there are: microdit, satnet",
+        ),
         (["info", "--all"], "unexpected argument '--all'; tenfold info takes none"),
     ],
 )
