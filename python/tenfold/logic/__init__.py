@@ -1,0 +1,1 @@
+"""Real Logic: formulas over groundings, compiled to fused ops."""
