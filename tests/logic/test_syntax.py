@@ -27,7 +27,7 @@ from tenfold.logic.syntax import (
 
 x, y, z = Var("x"), Var("y"), Var("z")
 A, B = Prop("A"), Prop("B")
-I, J = Var("i", axis="pair"), Var("j", axis="pair")
+LEFT, RIGHT = Var("i", axis="pair"), Var("j", axis="pair")
 P, Q, R = Pred("P", 1), Pred("Q", 1), Pred("R", 2)
 SPEED = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -92,7 +92,7 @@ def test_a_python_flat_or_is_not_the_nested_one():
         (lambda: Forall[x](P(x) & Exists[x](Q(x))), "x is bound again", "exists x: Q(x)"),
         (lambda: Forall[x](P(x), where=Q(x)), "a guard is true or false", "Q(x)"),
         (lambda: P(x) & P(Var("x", axis="pair")), "x is two variables here: x and x@pair", "x"),
-        (lambda: Forall[I](R(I, J)), "shares the axis pair", "j"),
+        (lambda: Forall[LEFT](R(LEFT, RIGHT)), "shares the axis pair", "j"),
         (lambda: Forall[x](P(x), where=Exists[y](R(x, y))), "no quantifiers", "exists y: R(x, y)"),
     ],
 )  # fmt: skip

@@ -5,8 +5,8 @@
     Forall[x, y]((P(x) & P(y)) >> R(x, y), where=x < y)
 
 ``&``, ``|``, ``~``, ``>>`` and ``.iff`` connect formulas; Python binds ``>>`` more tightly than ``&``
-and ``|``, so an antecedent of several parts needs its parentheses. Nodes are immutable and equal when they are written
-alike; nothing here knows a number of an individual, or computes.
+and ``|``, so an antecedent of several parts needs its parentheses. Nodes are immutable and equal when they
+are written alike; nothing here knows a number of an individual, or computes.
 """
 
 from __future__ import annotations
