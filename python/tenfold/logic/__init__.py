@@ -21,6 +21,7 @@ from tenfold.logic.knowledge import (
     TrivialOptimumWarning,
 )
 from tenfold.logic.parser import parse
+from tenfold.logic.reasoning import Entailment, brave, refute
 from tenfold.logic.semantics import (
     Goedel,
     Linear,
@@ -52,8 +53,9 @@ from tenfold.logic.syntax import (
 )
 
 __all__ = [
-    "And", "Axiom", "CompiledKnowledge", "Const", "Domain", "Exists", "Forall", "FormulaError", "Func",
+    "And", "Axiom", "CompiledKnowledge", "Const", "Domain", "Entailment", "Exists", "Forall", "FormulaError", "Func",
     "Goedel", "KnowledgeBase", "Linear", "LogMeanExp", "LogProduct", "LogSumExp", "Lukasiewicz", "Max",
     "Mean", "Min", "Or", "PMean", "PMeanError", "Pred", "Product", "Prop", "Satisfaction", "StableProduct",
-    "Stepwise", "TrivialOptimumWarning", "Var", "diagonal", "parse",
+    "Stepwise", 
+    "TrivialOptimumWarning", "Var", "brave", "diagonal", "parse", "refute",
 ]  # fmt: skip

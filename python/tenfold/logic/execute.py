@@ -296,7 +296,7 @@ class Run:
         if split is not None:
             return split
         p = power(step.p, aggregator)
-        if aggregator.kind in ("pmean", "pmean_error") and self.kernels.fused:
+        if aggregator.kind in ("pmean", "pmean_error"):
             made = polynomial.factorised(
                 self, step.body, over, guard, aggregator.kind, p, semantics, step.kind
             )

@@ -28,6 +28,8 @@ HIGHEST_POWER = 8
 # Multiplications of a matrix product take less than elements of the fused kernel; measured on two cores, the
 # kernel makes about 7e9 elements a second and sgemm more than 5e10 multiplications.
 PRODUCT_SPEED = 8
+# The most that the matrix products may cost, relative to the fused kernel.
+PAYS = 1.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def factorised(
     summation = _Summation(run, over, guard, sizes)
     cost = sum(filter(None, (summation.cost(monomial) for monomial in polynomial)))
     direct = math.prod(sizes.values())
-    if summation.refused or cost >= direct:
+    if summation.refused or cost >= direct * PAYS:
         return None
     return summation.aggregate(body, polynomial, kind, p, quantifier)
 
