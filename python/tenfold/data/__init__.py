@@ -1,1 +1,1 @@
-"""Captioned pictures, the fetcher of pinned packages, and the measures taken on them."""
+"""Pictures with captions, digits, puzzles; the fetcher of pinned packages; the measures taken on them."""
