@@ -8,6 +8,7 @@ argument, and are called once for the same arguments, whatever the variables are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -455,6 +456,21 @@ class _Gathered(Grounding):
         rows = pick if original.rows is None else original.rows[pick]
         key = ((_without_axes(original.key), id(pick)), (self.axis,))
         return _Individuals(values, (self.axis,), rows, key)
+
+    def _literal(self, atom: Atom, sign: int) -> Values:
+        """On the original rows and then picked, where there are not more of them."""
+        axes = tuple(dict.fromkeys(var.axis for var in atom.free))
+        zipped = [axis for axis in axes if axis in self.picks]
+        if math.prod(self.base.size(axis) for axis in zipped) > self.sizes[self.axis]:
+            return super()._literal(atom, sign)
+        made = self.base._literal(atom, sign)
+        order = union([tuple(self.axis if axis in self.picks else axis for axis in made.axes)])
+        rows = []
+        for axis in made.axes:
+            pick = self.picks.get(axis)
+            own = self.axis if pick is not None else axis
+            rows.append(aligned(self._range(self.base.size(axis)) if pick is None else pick, (own,), order))
+        return Values(made.tensor[tuple(rows)], order)
 
 
 def _arithmetic(op: str, left: _Individuals, right: _Individuals) -> Values:
