@@ -1,1 +1,1 @@
-"""Knowledge bases of the papers' tasks, with the data that belongs to them; any semantics may compile them."""
+"""Knowledge bases of the papers' tasks and the data that belongs to them, for any semantics."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tenfold.logic.knowledge import KnowledgeBase
-from tenfold.logic.syntax import Func, Pred
+from tenfold.logic.syntax import Func, Named, Pred
 
 CLUSTERS = 4
 POINTS = 50  # of each cluster
@@ -29,7 +29,7 @@ def distance(x: Tensor, y: Tensor) -> Tensor:
 
 def knowledge() -> KnowledgeBase:
     """The theory about the clusters C of points x and y, whose logits a network gives."""
-    symbols = [Pred("C", 2, gives="softmax"), Func("distance", 2, grounding=distance)]
+    symbols: list[Named] = [Pred("C", 2, gives="softmax"), Func("distance", 2, grounding=distance)]
     return KnowledgeBase(**AXIOMS, symbols=symbols)
 
 

@@ -5,8 +5,9 @@ many-valued, end-to-end differentiable logic (Real Logic) specifies and computes
 learning, semi-supervised learning and more, each shown on a small example.
 
 Here: three of the examples, with the stable product semantics, in the language of ``tenfold.logic``, whose
-formulas are compiled: relational learning (smokes, friends, cancer), clustering, and the addition of two MNIST
-digits. Different on purpose: facts are guarded quantifiers over index lists and masks, and seeds determine a run. The data of clustering is drawn from the seed.
+formulas are compiled: relational learning (smokes, friends, cancer), clustering, and the addition of two
+MNIST digits. Different on purpose: facts are guarded quantifiers over index lists and masks, and a seed
+determines all of a run, the data of clustering too.
 """
 
 from collections.abc import Callable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,7 +50,9 @@ class Task(ABC):
 
     def loss(self, step: int) -> Tensor:
         """1 - satisfaction of the theory at a step."""
-        return self.theory(step=step // self.steps_per_epoch, **self.groundings(step)).loss
+        epoch = step // self.steps_per_epoch
+        loss: Tensor = self.theory(step=epoch, **self.groundings(step)).loss
+        return loss
 
 
 def make_task(config: LTNConfig) -> Task:
@@ -139,7 +142,11 @@ class AdditionTask(Task):
         return {"accuracy": right / self.config.test}
 
 
-_TASKS: dict[str, type[Task]] = {"smokes": SmokesTask, "clustering": ClusteringTask, "addition": AdditionTask}
+_TASKS: dict[str, Callable[[LTNConfig], Task]] = {
+    "smokes": SmokesTask,
+    "clustering": ClusteringTask,
+    "addition": AdditionTask,
+}
 
 
 def _pairs(images: Any, labels: Any, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,7 +157,7 @@ def _pairs(images: Any, labels: Any, count: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def adjusted_rand_index(first: Tensor, second: Tensor) -> float:
-    """Agreement of two partitions: 1 for the same one, 0 on average for unrelated ones (Hubert, Arabie 1985)."""
+    """Agreement of two partitions, 1 for equal ones, 0 on average for unrelated ones (Hubert, Arabie 1985)."""
     table = torch.zeros(int(first.max()) + 1, int(second.max()) + 1, dtype=torch.float64)
     table.index_put_((first, second), torch.ones(len(first), dtype=torch.float64), accumulate=True)
 

@@ -114,7 +114,7 @@ def _train(run: RunDirectory, task: Task, optimizer: torch.optim.Adam, step: int
         while step < task.steps and not interrupt.requested:
             optimizer.zero_grad()
             loss = task.loss(step)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             step += 1
             value = float(loss.detach())
