@@ -53,9 +53,9 @@ from tenfold.logic.syntax import (
 )
 
 __all__ = [
-    "And", "Axiom", "CompiledKnowledge", "Const", "Domain", "Entailment", "Exists", "Forall", "FormulaError",
-    "Func", "Goedel", "KnowledgeBase", "Linear", "LogMeanExp", "LogProduct", "LogSumExp", "Lukasiewicz", "Max",
-    "Mean", "Min", "Or", "PMean", "PMeanError", "Pred", "Product", "Prop", "Satisfaction", "StableProduct",
-    "Stepwise",
-    "TrivialOptimumWarning", "Var", "brave", "diagonal", "parse", "refute",
+    "And", "Axiom", "CompiledKnowledge", "Const", "Domain", "Entailment", "Exists", "Forall",
+    "FormulaError", "Func", "Goedel", "KnowledgeBase", "Linear", "LogMeanExp", "LogProduct", "LogSumExp",
+    "Lukasiewicz", "Max", "Mean", "Min", "Or", "PMean", "PMeanError", "Pred", "Product", "Prop",
+    "Satisfaction", "StableProduct", "Stepwise", "TrivialOptimumWarning", "Var", "brave", "diagonal",
+    "parse", "refute",
 ]  # fmt: skip

@@ -157,7 +157,7 @@ def _pairs(images: Any, labels: Any, count: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def adjusted_rand_index(first: Tensor, second: Tensor) -> float:
-    """Agreement of two partitions, 1 for equal ones, 0 on average for unrelated ones (Hubert, Arabie 1985)."""
+    """Agreement of partitions, 1 for equal ones, 0 on average for unrelated ones (Hubert, Arabie 1985)."""
     table = torch.zeros(int(first.max()) + 1, int(second.max()) + 1, dtype=torch.float64)
     table.index_put_((first, second), torch.ones(len(first), dtype=torch.float64), accumulate=True)
 
