@@ -76,11 +76,8 @@ def truth(formula: Formula, semantics, backend: str, groundings: dict) -> torch.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = KnowledgeBase("Z | ~Z").compile(semantics, backend=backend)
-    given_ = {
-        name: value
-        for name, value in (dict.fromkeys((var.name for var in formula.free), 4) | groundings).items()
-        if name in symbols
-    }
+    sizes = {var.name: 4 for var in formula.free}
+    given_ = {name: value for name, value in (sizes | groundings).items() if name in symbols}
     return module.truth(formula, **given_)
 
 

@@ -66,7 +66,7 @@ def evaluate(run: RunDirectory, task: Task, step: int) -> dict[str, float]:
     for name, value in found.items():
         lines.append(f"| {name} | {value:.3f} | {f'{wanted[name]:.3f}' if name in wanted else ''} |")
     lines += ["", "## Axioms", "", "| axiom | degree |", "| --- | --- |"]
-    lines += [f"| {name} | {float(degree):.3f} |" for name, degree in result.axioms.items()]
+    lines += [f"| {name} | {degree.item():.3f} |" for name, degree in result.axioms.items()]
     lines += [
         "",
         "## How they are computed",
