@@ -5,10 +5,10 @@
     # forall x, y ((P(x) and Q(y)) -> R(x, y)) of Real Logic: a single number
     t = fuzzy_quantify([p, q, r], ["x", "y", "xy"], "xy", formula="0 1 and 2 implies", p=2.0)
 
-Two ways of computing with truth: as a degree from 0 to 1 (Badreddine, d'Avila Garcez, Serafini and Spranger,
-2020, "Logic Tensor Networks", arXiv 2012.13635), and as its logarithm, from -inf to 0 (the same authors, 2023,
-"logLTN", arXiv 2306.14546). numpy arrays and torch tensors in CPU memory, and on a GPU torch tensors and cupy
-arrays.
+Two ways of computing with truth: as a degree from 0 to 1 (Badreddine, d'Avila Garcez, Serafini and
+Spranger, 2020, "Logic Tensor Networks", arXiv 2012.13635), and as its logarithm, from -inf to 0 (the same
+authors, 2023, "logLTN", arXiv 2306.14546). numpy arrays and torch tensors in CPU memory, and on a GPU torch
+tensors and cupy arrays.
 
 Axes: operands are tensors over named axes, at most four in all. ``["x", "y", "xy"]``, or with longer names
 ``[("cat",), ("dog",), ("cat", "dog")]``, names each operand's dimensions in order; an axis is as long as the
@@ -123,9 +123,9 @@ def log_quantify(
 ) -> Array:
     """Connect log truth values element by element, and quantify over axes.
 
-    conn "and" is the sum of the operands, "or" their scaled LogMeanExp ``log(mean_k exp(alpha l_k)) / alpha``.
-    quant "lme" (exists) is the LogMeanExp over the reduced axes, "mean" (forall) the mean; "lse" is "lme"
-    without the division by the count. logLTN, arXiv 2306.14546.
+    conn "and" is the sum of the operands, "or" their scaled LogMeanExp
+    ``log(mean_k exp(alpha l_k)) / alpha``. quant "lme" (exists) is the LogMeanExp over the reduced axes,
+    "mean" (forall) the mean; "lse" is "lme" without the division by the count. logLTN, arXiv 2306.14546.
 
     Args:
         operands: 1 to 8 arrays of log truth values, up to 0, -inf among them.
@@ -362,7 +362,9 @@ def pmean_error(
 
 
 def logmatmul(a: Array, b: Array, alpha: float = 1.0, mean: bool = False) -> Array:
-    """out[.., x, z] = log(sum_y exp(alpha (a[.., x, y] + b[.., y, z]))) / alpha: exists y (A(x, y) and B(y, z)).
+    """exists y (A(x, y) and B(y, z)) in log space: a matrix product of the log semiring.
+
+    ``out[.., x, z] = log(sum_y exp(alpha (a[.., x, y] + b[.., y, z]))) / alpha``
 
     A matrix product of exponentials, each row of a and column of b relative to its largest; elements whose
     sum would be lost in it are computed one by one, so that no result underflows.
@@ -380,8 +382,8 @@ def logmatmul(a: Array, b: Array, alpha: float = 1.0, mean: bool = False) -> Arr
         ValueError: fewer than two dimensions, shapes that do not fit, alpha not above 0.
         TypeError: another type, arrays of two types, libraries or devices.
 
-    O(X Y Z) multiplications; scratch memory for the exponentials of a and b and, in the backward pass, one
-    array of the result's size.
+    O(X Y Z) multiplications; scratch memory for twice a and b and, in the backward pass, one array of
+    the result's size.
     """
     alpha = _above("alpha", alpha, 0.0)
     if is_torch(a) or is_torch(b):
@@ -413,8 +415,8 @@ def atom_logits(
         ValueError: another kind, index without softmax or of another shape, an index out of range.
         TypeError: another type, library or device.
 
-    log(1 - P) of the largest class is the log of the others' sum, shifted by the second largest logit. O(size)
-    for the values and for the gradient, which is computed from z again. One class only: P = 1, and
+    log(1 - P) of the largest class is the log of the others' sum, shifted by the second largest logit.
+    O(size) for the values and for the gradient, which is computed from z again. One class only: P = 1, and
     log(1 - P) = -inf with zero gradient.
     """
     _one_of("kind", kind, ("sigmoid", "softmax"))

@@ -1,0 +1,20 @@
+// The same on a GPU, on a stream of a device.
+#pragma once
+
+#include <cstdint>
+
+#include "core/tensor.h"
+#include "fuzzy/fuzzy.h"
+
+namespace tenfold::fuzzy::cuda {
+
+void quantify(const Task& task, Queue queue);
+void quantify_backward(const Task& task, Queue queue);
+void segments(const SegmentTask& task, int64_t values, Queue queue);
+void segments_backward(const SegmentTask& task, int64_t values, Queue queue);
+void atom_logits(const AtomTask& task, Queue queue);
+void atom_logits_backward(const AtomTask& task, Queue queue);
+void logmatmul(const ProductTask& task, Queue queue);
+void logmatmul_backward(const ProductTask& task, Queue queue);
+
+}  // namespace tenfold::fuzzy::cuda
