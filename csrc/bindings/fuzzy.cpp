@@ -74,9 +74,9 @@ void quantify(py::tuple operands, py::tuple guards, std::string axes, std::strin
   const Optional kept_state("state", state, "operands[0]", inputs.front());
   const fuzzy::Request request{std::move(axes),       std::move(kept),     std::move(formula),
                                std::move(quantifier), std::move(relation), std::move(numbers)};
-  run_released(
-      to.view(),
-      [&] { fuzzy::quantify(inputs.views(), where.views(), request, to.view(), kept_state.view()); }, &to);
+  const fuzzy::ForwardArrays arrays{inputs.views(), where.views(), to.view(), kept_state.view()};
+  const Fresh scratch = scratch_like(inputs.front(), fuzzy::forward_scratch(arrays, request));
+  run_released(to.view(), [&] { fuzzy::quantify(arrays, request, scratch.view.data); }, &to);
 }
 
 void quantify_backward(py::handle grad, py::handle state, py::tuple operands, py::tuple guards,
@@ -91,11 +91,11 @@ void quantify_backward(py::handle grad, py::handle state, py::tuple operands, py
   const Optional kept_state("state", state, "operands[0]", inputs.front());
   const fuzzy::Request request{std::move(axes),       std::move(kept),     std::move(formula),
                                std::move(quantifier), std::move(relation), std::move(numbers)};
+  const fuzzy::BackwardArrays arrays{from.view(),   kept_state.view(),   inputs.views(),
+                                     where.views(), to.optional_views(), std::move(add_to)};
+  const Fresh scratch = scratch_like(inputs.front(), fuzzy::backward_scratch(arrays, request));
   for (const Array& array : to.all()) advise(array.view());
-  run_released(from.view(), [&] {
-    fuzzy::quantify_backward(from.view(), kept_state.view(), inputs.views(), where.views(), request,
-                             to.optional_views(), add_to);
-  });
+  run_released(from.view(), [&] { fuzzy::quantify_backward(arrays, request, scratch.view.data); });
   for (const Array& array : to.all()) mark_written(array);
 }
 
@@ -166,16 +166,16 @@ void logmatmul(py::handle a, py::handle b, double alpha, bool mean, py::handle o
       left.view(), [&] { fuzzy::logmatmul(left.view(), right.view(), alpha, mean, to.view()); }, &to);
 }
 
-void logmatmul_backward(py::handle grad, py::handle out, py::handle a, py::handle b, double alpha, bool mean,
+void logmatmul_backward(py::handle grad, py::handle a, py::handle b, double alpha, bool mean,
                         py::handle a_grad, py::handle b_grad) {
-  const Array from("grad", grad), result("out", out), left("a", a), right("b", b);
+  const Array from("grad", grad), left("a", a), right("b", b);
   want_same_kind("a", left, "b", right);
   want_same_kind("a", left, "grad", from);
-  want_same_kind("a", left, "out", result);
   const Optional to_a("a_grad", a_grad, "a", left), to_b("b_grad", b_grad, "a", left);
+  const Fresh scratch = scratch_like(left, fuzzy::logmatmul_backward_scratch(left.view(), right.view()));
   run_released(left.view(), [&] {
-    fuzzy::logmatmul_backward(from.view(), result.view(), left.view(), right.view(), alpha, mean, to_a.view(),
-                              to_b.view());
+    fuzzy::logmatmul_backward(from.view(), left.view(), right.view(), alpha, mean, to_a.view(), to_b.view(),
+                              scratch.view.data);
   });
   if (to_a.array) mark_written(*to_a.array);
   if (to_b.array) mark_written(*to_b.array);
@@ -205,8 +205,8 @@ void bind_fuzzy(py::module_& module) {
   module.def(
       "logmatmul", &logmatmul, arg("a"), arg("b"), arg("alpha"), arg("mean"), arg("out"),
       "log(sum or mean of exp(alpha (a + b))) / alpha over the shared axis of two batches of matrices.");
-  module.def("logmatmul_backward", &logmatmul_backward, arg("grad"), arg("out"), arg("a"), arg("b"),
-             arg("alpha"), arg("mean"), arg("a_grad"), arg("b_grad"), "Gradients of both, None: not wanted.");
+  module.def("logmatmul_backward", &logmatmul_backward, arg("grad"), arg("a"), arg("b"), arg("alpha"),
+             arg("mean"), arg("a_grad"), arg("b_grad"), "Gradients of both, None: not wanted.");
 }
 
 }  // namespace tenfold::bindings

@@ -331,20 +331,6 @@ class Postfix {
   Postfix(const Task& task, bool with_gradient) : task_(task), operands_(task), rows_(task.steps * kWidth) {
     away_ = {static_cast<N>(1.0 - task.eps), static_cast<N>(task.eps)};
     if (with_gradient) slopes_.allocate(task.steps * kWidth);
-    int depth = 0;
-    for (int i = 0; i < task.steps; ++i) {
-      const Code code = task.program[i].code;
-      if (code == Code::operand) {
-        stack_[depth++] = i;
-      } else if (is_unary(code)) {
-        left_[i] = stack_[depth - 1];
-        stack_[depth - 1] = i;
-      } else {
-        right_[i] = stack_[--depth];
-        left_[i] = stack_[depth - 1];
-        stack_[depth - 1] = i;
-      }
-    }
   }
 
   void load(const Tile& tile) { operands_.load(tile); }
@@ -369,14 +355,15 @@ class Postfix {
         give(i, step.operand, h, tile, to);
       } else if (is_unary(step.code)) {
         with_unary(step.code, [&](auto f) {
-          const Value& x = values_[left_[i]];
-          pass(i, left_[i], tile, [&](int64_t j) { return f.slope(at(x, j), away_); });
+          const Value& x = values_[task_.program[i].left];
+          pass(i, task_.program[i].left, tile, [&](int64_t j) { return f.slope(at(x, j), away_); });
         });
       } else {
         with_binary(step.code, [&](auto f) {
-          const Value &x = values_[left_[i]], &y = values_[right_[i]];
-          pass(i, left_[i], tile, [&](int64_t j) { return f.slopes(at(x, j), at(y, j), away_).x; });
-          pass(i, right_[i], tile, [&](int64_t j) { return f.slopes(at(x, j), at(y, j), away_).y; });
+          const Value &x = values_[task_.program[i].left], &y = values_[i - 1];
+          pass(i, task_.program[i].left, tile,
+               [&](int64_t j) { return f.slopes(at(x, j), at(y, j), away_).x; });
+          pass(i, i - 1, tile, [&](int64_t j) { return f.slopes(at(x, j), at(y, j), away_).y; });
         });
       }
     }
@@ -420,7 +407,7 @@ class Postfix {
         continue;
       }
       if (is_unary(step.code)) {
-        const Value& x = values_[left_[i]];
+        const Value& x = values_[task_.program[i].left];
         const int64_t width = x.lanes ? tile.width : kLanes<N>;
         with_unary(step.code, [&](auto f) {
           for (int64_t j = 0; j < width; j += kLanes<N>) write(row + j, f.value(at(x, j), away_));
@@ -428,7 +415,7 @@ class Postfix {
         values_[i] = {row, x.lanes};
         continue;
       }
-      const Value &x = values_[left_[i]], &y = values_[right_[i]];
+      const Value &x = values_[task_.program[i].left], &y = values_[i - 1];
       const bool lanes = x.lanes || y.lanes;
       const int64_t width = lanes ? tile.width : kLanes<N>;
       with_binary(step.code, [&](auto f) {
@@ -474,7 +461,6 @@ class Postfix {
   Value values_[kMostSteps];
   const N* slope_rows_[kMostSteps];
   double slope_sums_[kMostSteps];
-  int left_[kMostSteps], right_[kMostSteps], stack_[kMostSteps];
 };
 
 }  // namespace TENFOLD_LEVEL

@@ -55,7 +55,7 @@ constexpr std::pair<std::string_view, Code> kCodes[] = {
 
 Step step_of(std::string_view token, int operands) {
   for (const auto& [name, code] : kCodes) {
-    if (name == token) return {code, 0};
+    if (name == token) return {code, 0, 0};
   }
   int operand = 0;
   for (const char c : token) {
@@ -65,7 +65,7 @@ Step step_of(std::string_view token, int operands) {
   if (token.empty() || operand >= operands) {
     throw ValueError("formula has '" + std::string(token) + "', want an operand's number or a connective");
   }
-  return {Code::operand, operand};
+  return {Code::operand, operand, 0};
 }
 
 void read_formula(Task& task, const Request& request) {
@@ -73,14 +73,16 @@ void read_formula(Task& task, const Request& request) {
                  : request.formula == "or" ? Formula::log_or
                                            : Formula::postfix;
   if (task.formula != Formula::postfix) return;
-  int depth = 0;
+  int depth = 0, stack[kMostSteps];
   for (const std::string_view token : split(request.formula, ' ')) {
     if (token.empty()) continue;
     if (task.steps == kMostSteps) throw ValueError("formula has more than 64 steps, want at most 64");
-    const Step step = step_of(token, task.operands);
+    Step step = step_of(token, task.operands);
     const bool unary = step.code == Code::negation || step.code == Code::negation_goedel;
     depth += step.code == Code::operand ? 1 : unary ? 0 : -1;
     if (depth < 1) throw ValueError("formula '" + request.formula + "' finds too few values, want postfix");
+    step.left = step.code == Code::operand ? 0 : stack[depth - 1];
+    stack[depth - 1] = task.steps;
     task.program[task.steps++] = step;
   }
   if (depth != 1) throw ValueError("formula '" + request.formula + "' leaves not one value, want one");
@@ -250,9 +252,6 @@ struct Call {
   Strided place(std::string_view letters, const TensorView& view) const {
     return placed(view, space.strides(letters, view), order);
   }
-  bool empty() const {
-    return std::any_of(task.counts, task.counts + kMostAxes, [](int64_t count) { return count == 0; });
-  }
 };
 
 void want_operand(const std::string& name, const TensorView& view, const TensorView& first) {
@@ -381,63 +380,94 @@ void place_state(Call& call, const std::string& kept, const TensorView& state, D
   call.task.count.data += state.strides[0];
 }
 
-}  // namespace
-
-void quantify(const std::vector<TensorView>& operands, const std::vector<TensorView>& guards,
-              const Request& request, const TensorView& out, const TensorView* state) {
-  Call call = call_of(operands, guards, request);
+Task forward_task(const ForwardArrays& arrays, const Request& request) {
+  const std::vector<TensorView>& operands = arrays.operands;
+  const TensorView& out = arrays.out;
+  Call call = call_of(operands, arrays.guards, request);
   want_memory("out", out);
   want_type("out", out, {operands[0].dtype});
   want_together("out", out, "operands[0]", operands[0]);
   want_writable("out", out);
   for (size_t i = 0; i < operands.size(); ++i) want_apart(out, named("operands", i).c_str(), operands[i]);
   call.task.out = place_result(call, "out", request.kept, out);
-  if (state != nullptr) place_state(call, request.kept, *state, operands[0].dtype);
-  if (out.count() == 0) return;
-  if constexpr (kBuiltWithCuda) {
-    if (on_gpu(out)) return cuda::quantify(call.task, queue_of(out));
-  }
-  kernels().quantify(call.task);
+  if (arrays.state != nullptr) place_state(call, request.kept, *arrays.state, operands[0].dtype);
+  return call.task;
 }
 
-void quantify_backward(const TensorView& grad, const TensorView* state,
-                       const std::vector<TensorView>& operands, const std::vector<TensorView>& guards,
-                       const Request& request, const std::vector<const TensorView*>& grads,
-                       const std::vector<bool>& add_to) {
-  Call call = call_of(operands, guards, request);
-  Task& task = call.task;
-  want_memory("grad", grad);
-  want_type("grad", grad, {operands[0].dtype});
-  want_together("grad", grad, "operands[0]", operands[0]);
-  task.out = place_result(call, "grad", request.kept, grad);
-  if (task.reduction.quantifier != Quantifier::copy) {
-    if (state == nullptr) throw ValueError("state is None, want that of the forward pass");
-    place_state(call, request.kept, *state, operands[0].dtype);
+void place_gradient(Call& call, const BackwardArrays& arrays, size_t i) {
+  const TensorView &grad = *arrays.grads[i], &operand = arrays.operands[i];
+  const std::string name = named("grads", i);
+  want_operand(name, grad, arrays.operands[0]);
+  want_writable(name.c_str(), grad);
+  if (grad.rank != operand.rank || !std::equal(operand.shape, operand.shape + operand.rank, grad.shape)) {
+    throw ValueError(name + " has shape " + shape_of(grad) + ", want " + shape_of(operand) + " as operands[" +
+                     std::to_string(i) + "]");
   }
-  if (grads.size() != operands.size() || add_to.size() != operands.size()) {
+  for (const TensorView& other : arrays.operands) {
+    if (overlap(grad, other)) throw ValueError(name + " shares memory with an operand, want its own memory");
+  }
+  call.task.grads[i] = call.place(call.axes[i], grad);
+  call.task.add_to[i] = arrays.add_to[i];
+}
+
+Task backward_task(const BackwardArrays& arrays, const Request& request) {
+  Call call = call_of(arrays.operands, arrays.guards, request);
+  const TensorView& first = arrays.operands[0];
+  want_memory("grad", arrays.grad);
+  want_type("grad", arrays.grad, {first.dtype});
+  want_together("grad", arrays.grad, "operands[0]", first);
+  call.task.out = place_result(call, "grad", request.kept, arrays.grad);
+  if (call.task.reduction.quantifier != Quantifier::copy) {
+    if (arrays.state == nullptr) throw ValueError("state is None, want that of the forward pass");
+    place_state(call, request.kept, *arrays.state, first.dtype);
+  }
+  if (arrays.grads.size() != arrays.operands.size() || arrays.add_to.size() != arrays.operands.size()) {
     throw ValueError("grads want one array, or None, per operand");
   }
-  bool any = false;
-  for (size_t i = 0; i < operands.size(); ++i) {
-    if (grads[i] == nullptr) continue;
-    const std::string name = named("grads", i);
-    want_operand(name, *grads[i], operands[0]);
-    want_writable(name.c_str(), *grads[i]);
-    if (grads[i]->rank != operands[i].rank ||
-        !std::equal(operands[i].shape, operands[i].shape + operands[i].rank, grads[i]->shape)) {
-      throw ValueError(name + " has shape " + shape_of(*grads[i]) + ", want " + shape_of(operands[i]) +
-                       " as operands[" + std::to_string(i) + "]");
-    }
-    for (size_t j = 0; j < operands.size(); ++j)
-      want_apart(*grads[i], named("operands", j).c_str(), operands[j]);
-    task.grads[i] = call.place(call.axes[i], *grads[i]);
-    task.add_to[i] = add_to[i];
-    any = any || grads[i]->count() > 0;
+  for (size_t i = 0; i < arrays.operands.size(); ++i) {
+    if (arrays.grads[i] != nullptr) place_gradient(call, arrays, i);
   }
-  if (!any) return;
+  return call.task;
+}
+
+bool anything(const BackwardArrays& arrays) {
+  return std::any_of(arrays.grads.begin(), arrays.grads.end(),
+                     [](const TensorView* grad) { return grad != nullptr && grad->count() > 0; });
+}
+
+}  // namespace
+
+int64_t forward_scratch(const ForwardArrays& arrays, const Request& request) {
   if constexpr (kBuiltWithCuda) {
-    if (on_gpu(grad)) return cuda::quantify_backward(task, queue_of(grad));
+    if (on_gpu(arrays.out)) return cuda::scratch_bytes(forward_task(arrays, request), false);
   }
+  return 0;
+}
+
+void quantify(const ForwardArrays& arrays, const Request& request, char* scratch) {
+  const Task task = forward_task(arrays, request);
+  if (arrays.out.count() == 0) return;
+  if constexpr (kBuiltWithCuda) {
+    if (on_gpu(arrays.out)) return cuda::quantify(task, scratch, queue_of(arrays.out));
+  }
+  (void)scratch;
+  kernels().quantify(task);
+}
+
+int64_t backward_scratch(const BackwardArrays& arrays, const Request& request) {
+  if constexpr (kBuiltWithCuda) {
+    if (on_gpu(arrays.grad)) return cuda::scratch_bytes(backward_task(arrays, request), true);
+  }
+  return 0;
+}
+
+void quantify_backward(const BackwardArrays& arrays, const Request& request, char* scratch) {
+  const Task task = backward_task(arrays, request);
+  if (!anything(arrays)) return;
+  if constexpr (kBuiltWithCuda) {
+    if (on_gpu(arrays.grad)) return cuda::quantify_backward(task, scratch, queue_of(arrays.grad));
+  }
+  (void)scratch;
   kernels().quantify_backward(task);
 }
 
@@ -637,12 +667,17 @@ void logmatmul(const TensorView& a, const TensorView& b, double alpha, bool mean
   kernels().logmatmul(task);
 }
 
-void logmatmul_backward(const TensorView& grad, const TensorView& out, const TensorView& a,
-                        const TensorView& b, double alpha, bool mean, const TensorView* a_grad,
-                        const TensorView* b_grad) {
+int64_t logmatmul_backward_scratch(const TensorView& a, const TensorView& b) {
+  if constexpr (kBuiltWithCuda) {
+    if (on_gpu(a)) return cuda::product_scratch(product_task(a, b, 1.0, false));
+  }
+  return 0;
+}
+
+void logmatmul_backward(const TensorView& grad, const TensorView& a, const TensorView& b, double alpha,
+                        bool mean, const TensorView* a_grad, const TensorView* b_grad, char* scratch) {
   ProductTask task = product_task(a, b, alpha, mean);
   task.grad = matrix_of("grad", grad, a, task.batch, task.X, task.Z);
-  task.out = matrix_of("out", out, a, task.batch, task.X, task.Z);
   if (a_grad != nullptr) {
     task.a_grad = matrix_of("a_grad", *a_grad, a, task.batch, task.X, task.Y);
     want_writable("a_grad", *a_grad);
@@ -652,8 +687,9 @@ void logmatmul_backward(const TensorView& grad, const TensorView& out, const Ten
     want_writable("b_grad", *b_grad);
   }
   if constexpr (kBuiltWithCuda) {
-    if (on_gpu(a)) return cuda::logmatmul_backward(task, queue_of(a));
+    if (on_gpu(a)) return cuda::logmatmul_backward(task, scratch, queue_of(a));
   }
+  (void)scratch;
   kernels().logmatmul_backward(task);
 }
 

@@ -36,15 +36,26 @@ struct Request {
 };
 
 // `out` has the kept axes; `state`, wanted for a later backward pass, is (2, of out) float32 (float64 for
-// float64).
-void quantify(const std::vector<TensorView>& operands, const std::vector<TensorView>& guards,
-              const Request& request, const TensorView& out, const TensorView* state);
+// float64), or null.
+struct ForwardArrays {
+  std::vector<TensorView> operands, guards;
+  TensorView out;
+  const TensorView* state;
+};
+int64_t forward_scratch(const ForwardArrays& arrays, const Request& request);  // bytes on the GPU
+void quantify(const ForwardArrays& arrays, const Request& request, char* scratch);
 
 // Gradients of the operands, of their shapes and types; null: not wanted. `add_to`: to what is there already.
-void quantify_backward(const TensorView& grad, const TensorView* state,
-                       const std::vector<TensorView>& operands, const std::vector<TensorView>& guards,
-                       const Request& request, const std::vector<const TensorView*>& grads,
-                       const std::vector<bool>& add_to);
+// `state` is null where there is no quantifier.
+struct BackwardArrays {
+  TensorView grad;
+  const TensorView* state;
+  std::vector<TensorView> operands, guards;
+  std::vector<const TensorView*> grads;
+  std::vector<bool> add_to;
+};
+int64_t backward_scratch(const BackwardArrays& arrays, const Request& request);
+void quantify_backward(const BackwardArrays& arrays, const Request& request, char* scratch);
 
 // The quantifiers lme, pmean and pmean_error of segments of values (n), out (segments); row_ptr (segments +
 // 1) int64 runs from 0 to n.
@@ -62,9 +73,10 @@ void atom_logits_backward(const TensorView& log_grad, const TensorView& nlog_gra
 
 // out[b, x, z] = log(sum or mean of exp(alpha (a[b, x, y] + b[b, y, z]))) / alpha, of any strides.
 void logmatmul(const TensorView& a, const TensorView& b, double alpha, bool mean, const TensorView& out);
-void logmatmul_backward(const TensorView& grad, const TensorView& out, const TensorView& a,
-                        const TensorView& b, double alpha, bool mean, const TensorView* a_grad,
-                        const TensorView* b_grad);
+// `a_grad`, `b_grad`: null where not wanted.
+int64_t logmatmul_backward_scratch(const TensorView& a, const TensorView& b);
+void logmatmul_backward(const TensorView& grad, const TensorView& a, const TensorView& b, double alpha,
+                        bool mean, const TensorView* a_grad, const TensorView* b_grad, char* scratch);
 
 // ---- what one level provides ----
 
@@ -93,6 +105,7 @@ enum class Relation : int { mask, less, at_most, greater, at_least };
 struct Step {
   Code code;
   int operand;
+  int left;  // of a connective: the step that gives its first value; the last one is the step before
 };
 
 struct Strided {

@@ -8,6 +8,7 @@
 #include "core/level.h"
 #include "core/simd.h"
 #include "core/vecmath.h"
+#include "fuzzy/state.h"
 
 namespace tenfold::fuzzy {
 namespace TENFOLD_LEVEL {
@@ -28,8 +29,6 @@ template <class N>
 using Lanes = typename LanesOf<N>::Type;
 template <class N>
 inline constexpr int kLanes = LanesOf<N>::count;
-
-inline constexpr float kInfinity = __builtin_inff();
 
 inline Floats read(const float* from) { return load(from); }
 inline double read(const double* from) { return *from; }

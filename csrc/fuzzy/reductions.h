@@ -5,70 +5,11 @@
 
 #include "fuzzy/fuzzy.h"
 #include "fuzzy/lanes.h"
+#include "fuzzy/state.h"
 #include "fuzzy/tiles.h"
 
 namespace tenfold::fuzzy {
 namespace TENFOLD_LEVEL {
-
-inline constexpr double kLog2e = 1.4426950408889634074;
-
-// scaled: sum is that of exp(sharpness (v - most)). most: how many equal it. Others: sums.
-template <class N>
-struct Seen {
-  N most = static_cast<N>(-kInfinity);
-  double sum = 0;
-  int64_t count = 0;
-};
-
-template <class N>
-void merge(const Reduction& reduction, Seen<N>& into, const Seen<N>& other) {
-  into.count += other.count;
-  const auto before = [&](N a, N b) {
-    if (reduction.quantifier == Quantifier::most) return a == b ? 1.0 : 0.0;
-    return __builtin_exp2((static_cast<double>(a) - static_cast<double>(b)) * reduction.sharpness * kLog2e);
-  };
-  if (reduction.quantifier != Quantifier::scaled && reduction.quantifier != Quantifier::most) {
-    into.sum += other.sum;
-  } else if (other.sum == 0) {
-    return;
-  } else if (other.most > into.most) {
-    into.sum = (into.sum == 0 ? 0 : into.sum * before(into.most, other.most)) + other.sum;
-    into.most = other.most;
-  } else {
-    into.sum += other.sum * (into.most == other.most ? 1.0 : before(other.most, into.most));
-  }
-}
-
-// The value before `after`; where nothing was seen it is not looked at.
-template <class N>
-double root(const Reduction& reduction, const Seen<N>& seen) {
-  const double count = reduction.average ? static_cast<double>(seen.count) : 1.0;
-  switch (reduction.quantifier) {
-    case Quantifier::scaled:
-      if (seen.sum == 0) return -static_cast<double>(kInfinity);
-      return static_cast<double>(seen.most) + __builtin_log(seen.sum / count) / reduction.sharpness;
-    case Quantifier::most:
-      return static_cast<double>(seen.most);
-    case Quantifier::power:
-      if (reduction.power == 2) return __builtin_sqrt(seen.sum / count);
-      return __builtin_pow(seen.sum / count, 1.0 / reduction.power);
-    default:
-      return seen.sum / count;
-  }
-}
-
-inline double out_of(const Reduction& reduction, double root, int64_t count) {
-  if (count == 0) return reduction.empty;
-  const double value = reduction.logged ? __builtin_exp(root) : root;
-  return reduction.after.scale * value + reduction.after.shift;
-}
-
-// What takes part in no sum and is no maximum.
-template <class N>
-N neutral(const Reduction& reduction) {
-  const bool least = reduction.quantifier == Quantifier::scaled || reduction.quantifier == Quantifier::most;
-  return least ? static_cast<N>(-kInfinity) : N{};
-}
 
 template <class N, class V>
 V raised(V x, int power) {
@@ -166,33 +107,6 @@ void seen_in_columns(const Reduction& reduction, const N* from, int64_t rows, N*
 }
 
 // ---- slopes ----
-
-// The slope of the result by an element v is factor * phi(v, reference).
-template <class N>
-struct Slope {
-  N factor = 0, reference = 0;
-};
-
-inline Slope<double> slope_of(const Reduction& reduction, double grad, double raw, double count) {
-  if (count == 0) return {};
-  const double factor = grad * reduction.after.scale * reduction.before.scale;
-  const double share = reduction.average ? factor / count : factor;
-  switch (reduction.quantifier) {
-    case Quantifier::scaled: {
-      if (raw == -static_cast<double>(kInfinity)) return {};
-      // Relative to the log of the sum, no exponential is above 1.
-      const double total = reduction.average ? raw + __builtin_log(count) / reduction.sharpness : raw;
-      if (!reduction.logged) return {factor, total};
-      return {factor * __builtin_pow(count, -1.0 / reduction.sharpness), total};
-    }
-    case Quantifier::most:
-      return {factor / count, raw};  // count: how many equal it
-    case Quantifier::power:
-      return raw == 0 ? Slope<double>{} : Slope<double>{share, 1.0 / raw};
-    default:
-      return {share, 0};
-  }
-}
 
 // slopes[j] from the prepared values of a row (for sums: from nothing); slope_at(j) gives vectors of both.
 template <class N, class F>

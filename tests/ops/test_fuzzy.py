@@ -949,7 +949,7 @@ def test_opcheck():
     checks(ops.atom_logits_backward.default, (z, z, z, False, None))
     checks(ops.logmatmul.default, (logs(2, 3, 4), logs(2, 4, 5), 2.0, True))
     checks(ops.logmatmul_backward.default,
-           (logs(2, 3, 5), logs(2, 3, 5), logs(2, 3, 4), logs(2, 4, 5), 2.0, True, True, False))  # fmt: skip
+           (logs(2, 3, 5), logs(2, 3, 4), logs(2, 4, 5), 2.0, True, True, False))  # fmt: skip
     ends = torch.tensor([0, 2, 4])
     checks(ops.fuzzy_segments.default, (xs[1], ends, "lme", [2.0, 0.0, 0.0, 0.0]))
     _, state = ops.fuzzy_segments(xs[1], ends, "lme", [2.0, 0.0, 0.0, 0.0])

@@ -525,10 +525,10 @@ def _product_kernel(a: Tensor, b: Tensor, alpha: float, mean: bool) -> Tensor:
 
 
 def _product_backward_kernel(
-    grad: Tensor, out: Tensor, a: Tensor, b: Tensor, alpha: float, mean: bool, to_a: bool, to_b: bool
+    grad: Tensor, a: Tensor, b: Tensor, alpha: float, mean: bool, to_a: bool, to_b: bool
 ) -> tuple[Tensor, Tensor]:
     a_grad, b_grad = _product_grads(a, b, to_a, to_b)
-    _core.logmatmul_backward(grad, out, a, b, alpha, mean, a_grad if to_a else None, b_grad if to_b else None)
+    _core.logmatmul_backward(grad, a, b, alpha, mean, a_grad if to_a else None, b_grad if to_b else None)
     return a_grad, b_grad
 
 
@@ -540,10 +540,10 @@ _product_op = define(
     "logmatmul(Tensor a, Tensor b, float alpha, bool mean) -> Tensor", _product_kernel, _product_empty
 )
 _product_backward_op = define(
-    "logmatmul_backward(Tensor grad, Tensor out, Tensor a, Tensor b, float alpha, bool mean, bool to_a,"
+    "logmatmul_backward(Tensor grad, Tensor a, Tensor b, float alpha, bool mean, bool to_a,"
     " bool to_b) -> (Tensor, Tensor)",
     _product_backward_kernel,
-    lambda grad, out, a, b, alpha, mean, to_a, to_b: _product_grads(a, b, to_a, to_b),
+    lambda grad, a, b, alpha, mean, to_a, to_b: _product_grads(a, b, to_a, to_b),
 )
 
 
@@ -556,10 +556,10 @@ def _product_vmap(
 
 
 def _product_backward_vmap(
-    info: Any, in_dims: Any, grad: Tensor, out: Tensor, a: Tensor, b: Tensor, *rest: Any
+    info: Any, in_dims: Any, grad: Tensor, a: Tensor, b: Tensor, *rest: Any
 ) -> tuple[Any, Any]:
     size = info.batch_size
-    folded = [fold(x, dim, size) for x, dim in zip((grad, out, a, b), in_dims, strict=False)]
+    folded = [fold(x, dim, size) for x, dim in zip((grad, a, b), in_dims, strict=False)]
     grads = apply(LogMatmulBackward, *folded, *rest)
     wanted = rest[-2:]
     return (
@@ -584,17 +584,17 @@ class LogMatmul(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep both and the result."""
+        """Keep both."""
         a, b, ctx.alpha, ctx.mean = inputs
-        ctx.save_for_backward(output, a, b)
+        ctx.save_for_backward(a, b)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Two more products."""
-        out, a, b = ctx.saved_tensors
+        a, b = ctx.saved_tensors
         to_a, to_b = ctx.needs_input_grad[:2]
-        args = (grad, out, a, b, ctx.alpha, ctx.mean, to_a, to_b)
-        plain = _plain(grad, out, a, b)
+        args = (grad, a, b, ctx.alpha, ctx.mean, to_a, to_b)
+        plain = _plain(grad, a, b)
         a_grad, b_grad = _product_backward_kernel(*args) if plain else apply(LogMatmulBackward, *args)
         return a_grad if to_a else None, b_grad if to_b else None, None, None
 
