@@ -389,13 +389,10 @@ def logmatmul(a: Array, b: Array, alpha: float = 1.0, mean: bool = False) -> Arr
     if is_torch(a) or is_torch(b):
         return _torch_half().logmatmul(a, b, alpha, bool(mean))
     batch = product_batch(a.shape, b.shape)
-    library = module_of(a)
-    flat_a, flat_b = (
-        library.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:]) for x in (a, b)
-    )
+    flat_a, flat_b = (_batch_of_matrices(x, batch) for x in (a, b))
     out = allocate(a, (flat_a.shape[0], a.shape[-2], b.shape[-1]), a.dtype)
     _core.logmatmul(flat_a, flat_b, alpha, bool(mean), out)
-    return out.reshape(*batch, *out.shape[1:])
+    return out if len(batch) == 1 else out.reshape(*batch, *out.shape[1:])
 
 
 def atom_logits(
@@ -426,10 +423,7 @@ def atom_logits(
         return _torch_half().atom_logits(z, kind == "softmax", index)
     shape = atoms_shape(z.shape, kind == "softmax", None if index is None else index.shape)
     log, nlog = allocate(z, shape, z.dtype), allocate(z, shape, z.dtype)
-    contiguous = module_of(z).ascontiguousarray
-    _core.atom_logits(
-        contiguous(z), kind == "softmax", None if index is None else contiguous(index), log, nlog
-    )
+    _core.atom_logits(_dense(z), kind == "softmax", None if index is None else _dense(index), log, nlog)
     return log, nlog
 
 
@@ -842,9 +836,25 @@ def _segments(values: Array, row_ptr: Array, spec: Spec) -> Array:
     if is_torch(values):
         return _torch_half().segments(values, row_ptr, spec)
     out = allocate(values, (row_ptr.shape[0] - 1,), values.dtype)
-    contiguous = module_of(values).ascontiguousarray
-    _core.fuzzy_segments(contiguous(values), contiguous(row_ptr), spec.quantifier, spec.numbers, out, None)
+    _core.fuzzy_segments(_dense(values), _dense(row_ptr), spec.quantifier, spec.numbers, out, None)
     return out
+
+
+def _dense(x: Array) -> Array:
+    """The array of numpy or cupy itself where its elements lie side by side in order, else a copy."""
+    stride = x.dtype.itemsize
+    for size, step in zip(reversed(x.shape), reversed(x.strides), strict=True):
+        if size > 1 and step != stride:
+            return module_of(x).ascontiguousarray(x)
+        stride *= size
+    return x
+
+
+def _batch_of_matrices(x: Array, batch: tuple[int, ...]) -> Array:
+    if len(batch) == 1 and tuple(x.shape[:-2]) == batch:
+        return x
+    full = module_of(x).broadcast_to(x, (*batch, *x.shape[-2:]))
+    return full.reshape(math.prod(batch), *x.shape[-2:])
 
 
 def _mask_of(guard: Guard | tuple[Any, ...]) -> Array:
