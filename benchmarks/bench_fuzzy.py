@@ -2,10 +2,10 @@
 
 Four formulas over tables of truth values, each to a single number, with the gradients of all tables:
 
-    K1  mean_x LogMeanExp_y (a_x + b_y + c_xy)         forall x exists y (A(x) and B(y) and C(x, y)), log space
-    K2  mean_xy LogMeanExp(np_x, nq_y, r_xy)           forall x, y (P(x) and Q(y) -> R(x, y)), log space
-    K3  mean_xyz LogMeanExp(nr_xy, nr_yz, r_xz)        forall x, y, z (R(x, y) and R(y, z) -> R(x, z)), log space
-    K4  pMeanError_xy ((p_x and q_y) -> r_xy)          as K2, in the stable product with p = 2
+    K1  mean_x LogMeanExp_y (a_x + b_y + c_xy)    forall x exists y (A(x) and B(y) and C(x, y)), log space
+    K2  mean_xy LogMeanExp(np_x, nq_y, r_xy)      forall x, y (P(x) and Q(y) -> R(x, y)), log space
+    K3  mean_xyz LogMeanExp(nr_xy, nr_yz, r_xz)   forall x, y, z (R(x, y) and R(y, z) -> R(x, z)), log space
+    K4  pMeanError_xy ((p_x and q_y) -> r_xy)     as K2, in the stable product with p = 2
 
 "stack" puts broadcast operands into one tensor and takes logsumexp, "logaddexp" takes it pair by pair,
 torch.compile compiles the faster of them. "copy" copies the bytes of the tables and of their gradients once.
