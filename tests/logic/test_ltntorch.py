@@ -1,4 +1,4 @@
-"""Equality with LTNtorch 1.0.2 (pip install --no-deps LTNtorch==1.0.2, the extra `peers`).
+"""Equality with LTNtorch 1.0.2, of the extra `test`.
 
 Known deviations, each of theirs: guarded quantifiers return float64 there; a diagonal is a state of the
 variables that the next quantifier undoes.

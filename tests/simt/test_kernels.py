@@ -11,7 +11,10 @@ from isolated import build, run_tests, sanitizer_library
 from tenfold import _core
 
 HERE = Path(__file__).parent
-TESTS = [HERE / f"emulated_{family}.py" for family in ("activation", "adaln", "attention", "moe", "patches")]
+TESTS = [
+    HERE / f"emulated_{family}.py"
+    for family in ("activation", "adaln", "attention", "fuzzy", "moe", "patches")
+]
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@
     # forall x, y ((P(x) and Q(y)) -> R(x, y)) of Real Logic: a single number
     t = fuzzy_quantify([p, q, r], ["x", "y", "xy"], "xy", formula="0 1 and 2 implies", p=2.0)
 
-Two ways of computing with truth: as a degree from 0 to 1 (Badreddine, d'Avila Garcez, Serafini and Spranger,
-2020, "Logic Tensor Networks", arXiv 2012.13635), and as its logarithm, from -inf to 0 (the same authors, 2023,
-"logLTN", arXiv 2306.14546). numpy arrays and torch tensors in CPU memory, and on a GPU torch tensors and cupy
-arrays.
+Two ways of computing with truth: as a degree from 0 to 1 (Badreddine, d'Avila Garcez, Serafini and
+Spranger, 2020, "Logic Tensor Networks", arXiv 2012.13635), and as its logarithm, from -inf to 0 (the same
+authors, 2023, "logLTN", arXiv 2306.14546). numpy arrays and torch tensors in CPU memory, and on a GPU torch
+tensors and cupy arrays.
 
 Axes: operands are tensors over named axes, at most four in all. ``["x", "y", "xy"]``, or with longer names
 ``[("cat",), ("dog",), ("cat", "dog")]``, names each operand's dimensions in order; an axis is as long as the
@@ -123,9 +123,9 @@ def log_quantify(
 ) -> Array:
     """Connect log truth values element by element, and quantify over axes.
 
-    conn "and" is the sum of the operands, "or" their scaled LogMeanExp ``log(mean_k exp(alpha l_k)) / alpha``.
-    quant "lme" (exists) is the LogMeanExp over the reduced axes, "mean" (forall) the mean; "lse" is "lme"
-    without the division by the count. logLTN, arXiv 2306.14546.
+    conn "and" is the sum of the operands, "or" their scaled LogMeanExp
+    ``log(mean_k exp(alpha l_k)) / alpha``. quant "lme" (exists) is the LogMeanExp over the reduced axes,
+    "mean" (forall) the mean; "lse" is "lme" without the division by the count. logLTN, arXiv 2306.14546.
 
     Args:
         operands: 1 to 8 arrays of log truth values, up to 0, -inf among them.
@@ -362,7 +362,9 @@ def pmean_error(
 
 
 def logmatmul(a: Array, b: Array, alpha: float = 1.0, mean: bool = False) -> Array:
-    """out[.., x, z] = log(sum_y exp(alpha (a[.., x, y] + b[.., y, z]))) / alpha: exists y (A(x, y) and B(y, z)).
+    """exists y (A(x, y) and B(y, z)) in log space: a matrix product of the log semiring.
+
+    ``out[.., x, z] = log(sum_y exp(alpha (a[.., x, y] + b[.., y, z]))) / alpha``
 
     A matrix product of exponentials, each row of a and column of b relative to its largest; elements whose
     sum would be lost in it are computed one by one, so that no result underflows.
@@ -380,20 +382,17 @@ def logmatmul(a: Array, b: Array, alpha: float = 1.0, mean: bool = False) -> Arr
         ValueError: fewer than two dimensions, shapes that do not fit, alpha not above 0.
         TypeError: another type, arrays of two types, libraries or devices.
 
-    O(X Y Z) multiplications; scratch memory for the exponentials of a and b and, in the backward pass, one
-    array of the result's size.
+    O(X Y Z) multiplications; scratch memory for twice a and b and, in the backward pass, one array of
+    the result's size.
     """
     alpha = _above("alpha", alpha, 0.0)
     if is_torch(a) or is_torch(b):
         return _torch_half().logmatmul(a, b, alpha, bool(mean))
     batch = product_batch(a.shape, b.shape)
-    library = module_of(a)
-    flat_a, flat_b = (
-        library.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:]) for x in (a, b)
-    )
+    flat_a, flat_b = (_batch_of_matrices(x, batch) for x in (a, b))
     out = allocate(a, (flat_a.shape[0], a.shape[-2], b.shape[-1]), a.dtype)
     _core.logmatmul(flat_a, flat_b, alpha, bool(mean), out)
-    return out.reshape(*batch, *out.shape[1:])
+    return out if len(batch) == 1 else out.reshape(*batch, *out.shape[1:])
 
 
 def atom_logits(
@@ -413,8 +412,8 @@ def atom_logits(
         ValueError: another kind, index without softmax or of another shape, an index out of range.
         TypeError: another type, library or device.
 
-    log(1 - P) of the largest class is the log of the others' sum, shifted by the second largest logit. O(size)
-    for the values and for the gradient, which is computed from z again. One class only: P = 1, and
+    log(1 - P) of the largest class is the log of the others' sum, shifted by the second largest logit.
+    O(size) for the values and for the gradient, which is computed from z again. One class only: P = 1, and
     log(1 - P) = -inf with zero gradient.
     """
     _one_of("kind", kind, ("sigmoid", "softmax"))
@@ -424,10 +423,7 @@ def atom_logits(
         return _torch_half().atom_logits(z, kind == "softmax", index)
     shape = atoms_shape(z.shape, kind == "softmax", None if index is None else index.shape)
     log, nlog = allocate(z, shape, z.dtype), allocate(z, shape, z.dtype)
-    contiguous = module_of(z).ascontiguousarray
-    _core.atom_logits(
-        contiguous(z), kind == "softmax", None if index is None else contiguous(index), log, nlog
-    )
+    _core.atom_logits(_dense(z), kind == "softmax", None if index is None else _dense(index), log, nlog)
     return log, nlog
 
 
@@ -840,9 +836,25 @@ def _segments(values: Array, row_ptr: Array, spec: Spec) -> Array:
     if is_torch(values):
         return _torch_half().segments(values, row_ptr, spec)
     out = allocate(values, (row_ptr.shape[0] - 1,), values.dtype)
-    contiguous = module_of(values).ascontiguousarray
-    _core.fuzzy_segments(contiguous(values), contiguous(row_ptr), spec.quantifier, spec.numbers, out, None)
+    _core.fuzzy_segments(_dense(values), _dense(row_ptr), spec.quantifier, spec.numbers, out, None)
     return out
+
+
+def _dense(x: Array) -> Array:
+    """The array of numpy or cupy itself where its elements lie side by side in order, else a copy."""
+    stride = x.dtype.itemsize
+    for size, step in zip(reversed(x.shape), reversed(x.strides), strict=True):
+        if size > 1 and step != stride:
+            return module_of(x).ascontiguousarray(x)
+        stride *= size
+    return x
+
+
+def _batch_of_matrices(x: Array, batch: tuple[int, ...]) -> Array:
+    if len(batch) == 1 and tuple(x.shape[:-2]) == batch:
+        return x
+    full = module_of(x).broadcast_to(x, (*batch, *x.shape[-2:]))
+    return full.reshape(math.prod(batch), *x.shape[-2:])
 
 
 def _mask_of(guard: Guard | tuple[Any, ...]) -> Array:
