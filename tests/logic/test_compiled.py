@@ -319,3 +319,25 @@ def test_and_or_of_one_is_itself():
             torch.testing.assert_close(
                 found, truth(parse("exists x: P(x)"), semantics, "reference", {"P": table})
             )
+
+
+@pytest.mark.parametrize("name", [name for name in SEMANTICS if not has_ties(name)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "forall x, y, c where M(x, y): C(x, c) <-> C(y, c)",
+        "forall x, y: P(x) & (exists c: C(x, c) & C(y, c)) -> R(x, y) | (P(y) | Q(x))",
+        "exists x, c: forall y: C(y, c) | R(x, y) & P(x) | R(y, x)",
+        "exists c, x: C(x, c) | P(x) & ~C(x, c)",
+    ],
+)
+def test_short_and_long_axes_in_any_order(name, text):
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"C": (40, 3), "P": (40,), "Q": (40,), "R": (40, 40)}
+    tables = {n: torch.rand(s, generator=draw, dtype=F64).requires_grad_() for n, s in shapes.items()}
+    groundings = {**tables, "M": torch.rand(40, 40, generator=draw) < 0.3, "x": 40, "y": 40}
+    wanted, found = (truth(parse(text), SEMANTICS[name], b, groundings) for b in ("reference", "fused"))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    expected, got = gradients(wanted, tables), gradients(found, tables)
+    for leaf in expected:
+        torch.testing.assert_close(got[leaf], expected[leaf], rtol=1e-6, atol=1e-9)
