@@ -13,6 +13,7 @@ from tenfold.logic import (
     And,
     Exists,
     Forall,
+    Func,
     Goedel,
     KnowledgeBase,
     LogMeanExp,
@@ -28,6 +29,7 @@ from tenfold.logic import (
     StableProduct,
     Var,
     diagonal,
+    distance,
     parse,
     polynomial,
 )
@@ -147,6 +149,7 @@ def compare(name: str, backend: str, examples: int) -> None:
 def test_matrix_products_are_the_reference_whether_they_pay_or_not(monkeypatch):
     """R4 on small tables, with guards, free axes, repeated atoms and several powers."""
     monkeypatch.setattr(polynomial, "PAYS", float("inf"))
+    monkeypatch.setattr(polynomial, "LEAST", 0)
     semantics = [StableProduct(2, 3), StableProduct(3, 2, eps=0.1), Product("S", PMeanError(2), PMean(2))]
     texts = [
         "forall x, y, z: R(x, y) & R(y, z) -> R(x, z)",
@@ -205,10 +208,12 @@ def test_gradients_by_differences(semantics, text, tables, others):
     assert torch.autograd.gradcheck(loss, [t.requires_grad_() for t in tables.values()])
 
 
+def quiet_module(text, *symbols, semantics=SEMANTICS["stable"]):
+    return KnowledgeBase(text, symbols=symbols).compile(semantics)
+
+
 def explained(text, semantics, **groundings):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = KnowledgeBase(text).compile(semantics)
+    module = quiet_module(text, semantics=semantics)
     explanation = module.explain(**groundings)
     return [done.rule for done in explanation.axioms[str(parse(text))]], explanation
 
@@ -341,3 +346,35 @@ def test_short_and_long_axes_in_any_order(name, text):
     expected, got = gradients(wanted, tables), gradients(found, tables)
     for leaf in expected:
         torch.testing.assert_close(got[leaf], expected[leaf], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in SEMANTICS if not has_ties(name)])
+@pytest.mark.parametrize(
+    "guard", ["distance(x, y) < 0.7", "0.7 <= distance(x, y)", "heat(x) > 0.2", "distance(x, x) >= 0.1"]
+)
+def test_comparisons_in_the_kernel_are_the_reference(name, guard):
+    draw = torch.Generator().manual_seed(0)
+    points = torch.randn(20, 3, generator=draw, dtype=F64)
+    table = torch.rand(20, 20, generator=draw, dtype=F64).requires_grad_()
+    heat = Func("heat", 1, grounding=lambda rows: rows[:, 0])
+    for text in (
+        f"forall x, y where {guard}: R(x, y) -> R(y, x)",
+        f"exists y: forall x where {guard}: R(x, y)",
+    ):
+        if "y" in guard and text.startswith("exists"):
+            text = text.replace("R(x, y)", "(R(x, y) & R(y, x))")
+        formula = parse(text, distance, heat)
+        given_ = {"R": table, "x": points, "y": points}
+        wanted, found = (truth(formula, SEMANTICS[name], b, given_) for b in ("reference", "fused"))
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+        expected, got = gradients(wanted, {"R": table}), gradients(found, {"R": table})
+        torch.testing.assert_close(got["R"], expected["R"], rtol=1e-6, atol=1e-9)
+
+
+def test_a_guard_on_distances_makes_no_array_of_pairs():
+    P = torch.rand(300)
+    points = torch.randn(300, 2)
+    module = quiet_module("forall x, y where distance(x, y) < 0.5: P(x) -> P(y)", distance)
+    explanation = module.explain(P=P, x=points, y=points)
+    (name,) = explanation.axioms
+    assert explanation.moved(name) < 300 * 300

@@ -13,6 +13,7 @@ compile them.
 """
 
 from tenfold.logic.errors import FormulaError
+from tenfold.logic.groundings import distance
 from tenfold.logic.knowledge import (
     Axiom,
     CompiledKnowledge,
@@ -57,5 +58,5 @@ __all__ = [
     "FormulaError", "Func", "Goedel", "KnowledgeBase", "Linear", "LogMeanExp", "LogProduct", "LogSumExp",
     "Lukasiewicz", "Max", "Mean", "Min", "Or", "PMean", "PMeanError", "Pred", "Product", "Prop",
     "Satisfaction", "StableProduct", "Stepwise", "TrivialOptimumWarning", "Var", "brave", "diagonal",
-    "parse", "refute",
+    "distance", "parse", "refute",
 ]  # fmt: skip

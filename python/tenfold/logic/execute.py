@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tenfold.logic import polynomial
-from tenfold.logic.groundings import Axes, Grounding, Values, aligned, union
+from tenfold.logic.groundings import Axes, Compared, Grounding, Guard, Values, aligned, union
 from tenfold.logic.kernels import Kernels, elementwise_max
 from tenfold.logic.plan import Connect, Literal, Quantify, Step
 from tenfold.logic.reference import power
@@ -36,7 +36,7 @@ class Run:
     above: Run | None = None
     zipped: dict[str, str] = field(default_factory=dict)
     values: dict[Step, Values] = field(default_factory=dict)
-    masks: dict[Formula, Values] = field(default_factory=dict)
+    masks: dict[Formula, Values | Compared] = field(default_factory=dict)
     inner: dict[tuple[Formula, Axes], Run] = field(default_factory=dict)
 
     def value(self, step: Step) -> Values:
@@ -79,12 +79,13 @@ class Run:
         """The axes that a quantifier binds, here."""
         return tuple(dict.fromkeys(self.zipped.get(axis, axis) for axis in step.over))
 
-    def guard(self, step: Quantify) -> Values | None:
+    def guard(self, step: Quantify) -> Guard:
         """Where a quantifier looks."""
         if step.guard is None:
             return None
         if step.guard not in self.masks:
-            self.masks[step.guard] = self.grounding.mask(step.guard)
+            compared = self.grounding.comparison(step.guard) if self.kernels.fused else None
+            self.masks[step.guard] = compared or self.grounding.mask(step.guard)
         return self.masks[step.guard]
 
     def _gathered(self, step: Quantify) -> Values | None:
@@ -138,9 +139,7 @@ class Run:
                 return self._exists_and(step, [self.value(part) for part in body.parts], over)
         return self._log_fused(step, body, over, guard, semantics.exists.kind, "exists, fused")
 
-    def _log_fused(
-        self, step: object, body: Step, over: Axes, guard: Values | None, quant: str, rule: str
-    ) -> Values:
+    def _log_fused(self, step: object, body: Step, over: Axes, guard: Guard, quant: str, rule: str) -> Values:
         """One kernel for a quantifier and the connective under it."""
         assert isinstance(self.semantics, LogProduct)
         kind = self.semantics.exists.kind
@@ -150,7 +149,9 @@ class Run:
         if isinstance(body, Connect) and plain and body.sign == "or":
             weights = [0.0] * len(parts) if kind == "lse" else body.log_weights
             how = {"conn": "or", "log_weights": weights}
-        missing = set(over) - set(union([part.axes for part in parts] + ([guard.axes] if guard else [])))
+        missing = set(over) - set(
+            union([part.axes for part in parts] + ([guard.axes] if guard is not None else []))
+        )
         assert not missing, f"{step}: {missing} in no operand"
         return self.kernels.log_quantify(
             step, rule, parts, over, guard, quant=quant, alpha=self.semantics.alpha, **how
@@ -183,7 +184,7 @@ class Run:
         return math.prod(self.grounding.size(axis) for axis in over if axis not in own)
 
     def _guarded_forall(
-        self, step: Quantify, parts: list[Step], over: Axes, guard: Values, semantics: LogProduct
+        self, step: Quantify, parts: list[Step], over: Axes, guard: Values | Compared, semantics: LogProduct
     ) -> Values:
         """R1 under a guard: each part is weighted with how often the guard has its individuals."""
         values = [self.value(part) for part in parts]
@@ -226,7 +227,7 @@ class Run:
                 parts.append(self._exists_guarded(part, own, guard))
         return self._log_join(step, "or", parts, body.log_weights)
 
-    def _exists_guarded(self, part: Step, over: Axes, guard: Values | None) -> Values:
+    def _exists_guarded(self, part: Step, over: Axes, guard: Guard) -> Values:
         there = union([self.axes(part), guard.axes if guard is not None else ()])
         own = tuple(
             axis for axis in over if axis in there

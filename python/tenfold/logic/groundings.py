@@ -8,6 +8,7 @@ argument, and are called once for the same arguments, whatever the variables are
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ Axes = tuple[str, ...]
 _COMPARISONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge, "=": torch.eq, "!=": torch.ne
 }  # fmt: skip
+_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _ARITHMETIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"+": torch.add, "-": torch.sub, "*": torch.mul}
 
 
@@ -58,6 +60,32 @@ class _Individuals:
     axes: Axes
     rows: Tensor | None
     key: object  # equal for terms of equal values
+
+
+class Compared:
+    """A guard that compares with a number, which a kernel evaluates for itself; ``tensor`` is its mask."""
+
+    def __init__(self, axes: Axes, arguments: tuple[Any, ...], mask: Callable[[], Tensor]) -> None:
+        self.axes, self._mask = axes, mask
+        self.arguments = arguments
+        """Of ops.fuzzy.Guard."""
+
+    @functools.cached_property
+    def tensor(self) -> Tensor:
+        """Where it holds."""
+        return self._mask()
+
+
+Guard = Values | Compared | None
+
+
+def euclidean(x: Tensor, y: Tensor) -> Tensor:
+    """Distances (rows,) of two points (rows, features) each."""
+    return (x - y).square().sum(-1).sqrt()
+
+
+distance = Func("distance", 2, grounding=euclidean)
+"""Euclidean distance of points; a guard ``distance(x, y) < 0.5`` makes no (x, y) array."""
 
 
 def union(lists: Iterable[Axes]) -> Axes:
@@ -371,6 +399,33 @@ class Grounding:
             other = aligned(*part, axes)
             joined = joined & other if isinstance(guard, AndFormula) else joined | other
         return Values(joined, axes)
+
+    def comparison(self, guard: Formula) -> Compared | None:
+        """``guard`` as a comparison of floats with a number, or None."""
+        if not isinstance(guard, Compare) or guard.op not in _MIRRORED:
+            return None
+        (left, right), op = guard.parts, guard.op
+        if isinstance(left, Number):
+            left, right, op = right, left, _MIRRORED[op]
+        if not isinstance(right, Number) or not isinstance(left, Term):
+            return None
+
+        def mask() -> Tensor:
+            return self.mask(guard).tensor
+
+        if isinstance(left, Apply) and self.of(left.symbol) is euclidean:
+            points = self._terms(left.parts)
+            axes = union(point.axes for point in points)
+            if len(axes) == 2 and all(len(point.axes) == 1 for point in points):
+                first, second = (point.values().detach().to(self.dtype) for point in points)
+                return Compared(axes, (first, axes, op, float(right.value), second), mask)
+        found = self.individuals(left)
+        values = found.values()
+        if not found.axes or not values.is_floating_point() or values.dim() != len(found.axes):
+            return None
+        return Compared(
+            found.axes, (values.detach().to(self.dtype), found.axes, op, float(right.value)), mask
+        )
 
     def _mask_implication(self, guard: Formula, left: Values, right: Values) -> Values:
         axes = union((left.axes, right.axes))

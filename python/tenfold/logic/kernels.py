@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tenfold.logic.groundings import Axes, Values, aligned, union
+from tenfold.logic.groundings import Axes, Compared, Guard, Values, aligned, union
 from tenfold.ops import fuzzy
 from tenfold.ops.reference import fuzzy as reference
 
@@ -46,7 +46,13 @@ class Kernels:
         return fuzzy if self.fused else reference
 
     def log_quantify(
-        self, step: object, rule: str, parts: Sequence[Values], over: Axes, guard: Values | None, **how: Any
+        self,
+        step: object,
+        rule: str,
+        parts: Sequence[Values],
+        over: Axes,
+        guard: Guard,
+        **how: Any,
     ) -> Values:
         """ops.log_quantify of ``parts`` over the axes ``over``."""
         if how.get("log_weights") is None:
@@ -54,7 +60,13 @@ class Kernels:
         return self._call("log_quantify", step, rule, parts, over, guard, how)
 
     def fuzzy_quantify(
-        self, step: object, rule: str, parts: Sequence[Values], over: Axes, guard: Values | None, **how: Any
+        self,
+        step: object,
+        rule: str,
+        parts: Sequence[Values],
+        over: Axes,
+        guard: Guard,
+        **how: Any,
     ) -> Values:
         """ops.fuzzy_quantify of ``parts`` over the axes ``over``."""
         return self._call("fuzzy_quantify", step, rule, parts, over, guard, how)
@@ -66,12 +78,12 @@ class Kernels:
         rule: str,
         parts: Sequence[Values],
         over: Axes,
-        guard: Values | None,
+        guard: Guard,
         how: dict[str, Any],
     ) -> Values:
         if self.fused:
             parts, how = _laid_out(parts, how)
-        everything = union([*(part.axes for part in parts), *([guard.axes] if guard else [])])
+        everything = union([*(part.axes for part in parts), *([guard.axes] if guard is not None else [])])
         fits = (
             self.fused
             and len(everything) <= fuzzy.MOST_AXES
@@ -80,12 +92,20 @@ class Kernels:
         )
         module = fuzzy if fits else reference
         tensors = [part.tensor for part in parts]
-        masked = None if guard is None else (guard.tensor, guard.axes)
+        arrays: list[Tensor] = []
+        masked: Any = None
+        if isinstance(guard, Compared) and fits:
+            masked = guard.arguments
+            arrays = [part for part in guard.arguments if isinstance(part, Tensor)]
+        elif guard is not None:
+            masked, arrays = (guard.tensor, guard.axes), [guard.tensor]
         made = getattr(module, name)(tensors, [part.axes for part in parts], over, guard=masked, **how)
         axes = tuple(axis for axis in everything if axis not in over)
         if self.record is not None:
-            inputs = tensors + ([] if guard is None else [guard.tensor])
-            sizes = _sizes([*parts, *([guard] if guard else [])])
+            inputs = tensors + arrays
+            sizes = _sizes(parts)
+            if guard is not None:
+                sizes = dict(zip(guard.axes, guard.tensor.shape, strict=True)) | sizes
             # Plain torch keeps a broadcast tensor per operand and about two per connective for its gradient.
             whole = math.prod(sizes.values()) * made.element_size()
             scratch = 0 if fits else whole * (len(parts) + 2)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tenfold.logic.groundings import Axes, Values, aligned, union
+from tenfold.logic.groundings import Axes, Guard, Values, aligned, union
 from tenfold.logic.plan import Connect, Step
 from tenfold.logic.semantics import Fuzzy
 
@@ -30,6 +30,8 @@ HIGHEST_POWER = 8
 PRODUCT_SPEED = 8
 # The most that the matrix products may cost, relative to the fused kernel.
 PAYS = 1.0
+# Elements below which the kernel takes less time than it takes to think of anything else.
+LEAST = 2**15
 
 
 @dataclass(frozen=True)
@@ -134,24 +136,27 @@ def factorised(
     run: Run,
     body: Step,
     over: Axes,
-    guard: Values | None,
+    guard: Guard,
     kind: str,
     p: float,
     semantics: Fuzzy,
     quantifier: str,
 ) -> Values | None:
     """The quantifier by R4, or None where it does not apply or does not pay."""
-    sizes = {axis: run.grounding.size(axis) for axis in union([run.axes(body), over])}
+    guarded = guard.axes if guard is not None else ()
+    sizes = {axis: run.grounding.size(axis) for axis in union([run.axes(body), over, guarded])}
     if semantics.tnorm != "product" or semantics.implication != "S" or p != int(p) or p > HIGHEST_POWER:
         return None
     if len(run.axes(body)) < 2 or len(over) < 2:
+        return None
+    direct = math.prod(sizes.values())
+    if direct < LEAST:
         return None
     polynomial = _expanded(body, kind, int(p), semantics.eps)
     if polynomial is None:
         return None
     summation = _Summation(run, over, guard, sizes)
     cost = sum(filter(None, (summation.cost(monomial) for monomial in polynomial)))
-    direct = math.prod(sizes.values())
     if summation.refused or cost >= direct * PAYS:
         return None
     return summation.aggregate(body, polynomial, kind, p, quantifier)
@@ -163,10 +168,8 @@ Part = tuple[tuple[object, ...], Axes]
 class _Summation:
     """Sums monomials over axes, equal partial products once."""
 
-    def __init__(self, run: Run, over: Axes, guard: Values | None, sizes: dict[str, int]) -> None:
+    def __init__(self, run: Run, over: Axes, guard: Guard, sizes: dict[str, int]) -> None:
         self.run, self.over, self.guard, self.sizes = run, over, guard, dict(sizes)
-        if guard is not None:
-            self.sizes |= dict(zip(guard.axes, guard.tensor.shape, strict=True))
         self.refused = False
         self.made: dict[object, Values] = {}
         self.planned: dict[object, float] = {}

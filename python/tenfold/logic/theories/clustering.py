@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tenfold.logic.groundings import distance
 from tenfold.logic.knowledge import KnowledgeBase
-from tenfold.logic.syntax import Func, Named, Pred
+from tenfold.logic.syntax import Named, Pred
 
 CLUSTERS = 4
 POINTS = 50  # of each cluster
@@ -22,14 +23,9 @@ AXIOMS = {
 }
 
 
-def distance(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances of rows."""
-    return (x - y).square().sum(-1).sqrt()
-
-
 def knowledge() -> KnowledgeBase:
     """The theory about the clusters C of points x and y, whose logits a network gives."""
-    symbols: list[Named] = [Pred("C", 2, gives="softmax"), Func("distance", 2, grounding=distance)]
+    symbols: list[Named] = [Pred("C", 2, gives="softmax"), distance]
     return KnowledgeBase(**AXIOMS, symbols=symbols)
 
 
