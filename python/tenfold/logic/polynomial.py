@@ -237,7 +237,9 @@ class _Summation:
             left = _merged([part for part in left if axis not in part[1]] + [out])
         there = union(axes for _, axes in self._parts(monomial))
         missing = math.prod(self.sizes[axis] for axis in self.over if axis not in there)
-        made = Values(torch.as_tensor(factor * missing, dtype=self.run.grounding.dtype), ())
+        grounding = self.run.grounding
+        start = torch.tensor(factor * missing, dtype=grounding.dtype, device=grounding.device)
+        made = Values(start, ())
         for part in left:
             value = self._tensor(part)
             axes = union([made.axes, value.axes])
