@@ -169,11 +169,10 @@ class Run:
         sums = []
         for part in parts:
             own = tuple(axis for axis in over if axis in self.axes(part))
-            made = (
-                self._log_fused(part, part, own, None, semantics.forall, "R1: forall, fused")
-                if own
-                else (self.value(part))
-            )
+            if own:
+                made = self._log_fused(part, part, own, None, semantics.forall, "R1: forall, fused")
+            else:
+                made = self.value(part)
             if semantics.forall == "sum":
                 made = Values(made.tensor * self._count(over, own), made.axes)
             sums.append(made)
@@ -229,9 +228,8 @@ class Run:
 
     def _exists_guarded(self, part: Step, over: Axes, guard: Guard) -> Values:
         there = union([self.axes(part), guard.axes if guard is not None else ()])
-        own = tuple(
-            axis for axis in over if axis in there
-        )  # LogMeanExp over an axis that nothing has: itself
+        # Over an axis that nothing has, LogMeanExp changes nothing.
+        own = tuple(axis for axis in over if axis in there)
         return self._log_fused(part, part, own, guard, "lme", "R2: exists, fused")
 
     def _exists_and(self, step: object, parts: list[Values], over: Axes) -> Values:
@@ -261,8 +259,7 @@ class Run:
                         conn="and", quant="lme", alpha=alpha,
                     )
                 )  # fmt: skip
-        made = self._log_join(step, "and", left, None)
-        return made
+        return self._log_join(step, "and", left, None)
 
     # Degrees
 
@@ -325,11 +322,8 @@ class Run:
         parts = []
         for part in body.parts:
             own = tuple(axis for axis in over if axis in self.axes(part))
-            parts.append(
-                self._aggregate(Quantify(step.kind, own, part, None, step.p), semantics)
-                if own
-                else (self.value(part))
-            )
+            inner = Quantify(step.kind, own, part, None, step.p)
+            parts.append(self._aggregate(inner, semantics) if own else self.value(part))
         tokens = " ".join(["0", *(f"{n} {semantics.signs[sign]}" for n in range(1, len(parts)))])
         return self.kernels.fuzzy_quantify(
             step, f"{kind} pushed inwards", parts, (), None, formula=tokens, agg="mean", eps=semantics.eps

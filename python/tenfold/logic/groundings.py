@@ -193,7 +193,7 @@ class Grounding:
     def _size_from(self, node: Atom | Apply, position: int) -> int | None:
         table = self.of(node.symbol)
         if isinstance(table, Tensor):
-            indexed = not _is_index_list(table, node.symbol) and position < table.dim()
+            indexed = not is_index_list(table, node.symbol) and position < table.dim()
             return table.shape[position] if indexed else None
         others = {var.axis for part in node.parts[:-1] for var in part.free}
         is_class = (
@@ -439,7 +439,7 @@ class Grounding:
             flat = made.tensor.squeeze(-1) if made.tensor.dim() > len(made.axes) else made.tensor
             return Values(flat.bool(), made.axes)
         terms = self._terms(atom.parts)
-        if _is_index_list(table, atom.symbol):
+        if is_index_list(table, atom.symbol):
             sizes = [self._row_count(term, table, number) for number, term in enumerate(terms)]
             key = (atom.symbol.name, "dense", tuple(sizes))
             if key not in self.calls:
@@ -470,7 +470,7 @@ class Grounding:
             return None
         table = self.of(guard.symbol)
         variables = [part for part in guard.parts if isinstance(part, Var)]
-        if not isinstance(table, Tensor) or not _is_index_list(table, guard.symbol):
+        if not isinstance(table, Tensor) or not is_index_list(table, guard.symbol):
             return None
         if len({var.axis for var in variables}) != len(variables):
             return None
@@ -552,8 +552,10 @@ def _is_rows(values: Tensor, axes: int) -> bool:
     return values.dim() == axes and values.dtype in (torch.int64, torch.int32)
 
 
-def _is_index_list(table: Tensor, symbol: Func | Pred) -> bool:
-    return isinstance(symbol, Pred) and symbol.gives == "mask" and table.dtype == torch.int64
+def is_index_list(table: object, symbol: Func | Pred) -> bool:
+    """Whether the grounding of a mask lists rows."""
+    is_mask = isinstance(symbol, Pred) and symbol.gives == "mask"
+    return is_mask and isinstance(table, Tensor) and table.dtype == torch.int64
 
 
 def _clipped_logs(degrees: Tensor, floor: float) -> tuple[Tensor, Tensor]:

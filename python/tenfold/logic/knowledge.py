@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tenfold.logic import reference
 from tenfold.logic.execute import Run
 from tenfold.logic.explain import Explanation
-from tenfold.logic.groundings import Grounding, Values, aligned
+from tenfold.logic.groundings import Grounding, Values, aligned, is_index_list
 from tenfold.logic.kernels import Done, Kernels
 from tenfold.logic.parser import Parser
 from tenfold.logic.plan import Lowering
@@ -109,7 +109,7 @@ class KnowledgeBase:
 
         ``backend``: "fused" factorises and calls tenfold.ops.fuzzy, "torch" factorises and calls the twins
         in plain torch, "reference" broadcasts every formula over all its axes.
-        ``validate``: the first call checks that degrees lie in [0, 1].
+        ``validate``: the first call checks that degrees lie in [0, 1], and that index lists have no row twice.
         """
         for what in trivial_optima([axiom.formula for axiom in self.axioms]):
             warnings.warn(
@@ -266,8 +266,15 @@ def _attached(symbols: Mapping[str, Named]) -> dict[str, Any]:
 
 
 def _check_degrees(given: Mapping[str, Any], symbols: Mapping[str, Named]) -> None:
+    """Refuse degrees outside of [0, 1], and index lists with a row twice."""
     for name, value in given.items():
         symbol = symbols.get(name)
+        if (
+            isinstance(symbol, Pred)
+            and is_index_list(value, symbol)
+            and len(value.unique(dim=0)) < len(value)
+        ):
+            raise ValueError(f"{name}: an index list names each row once, got one twice")
         if (
             isinstance(symbol, Pred)
             and symbol.gives == "truth"

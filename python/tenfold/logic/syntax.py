@@ -298,7 +298,7 @@ class Pred(_Symbol):
     - "softmax": logits of classes. The last argument is the class: the tensor's last axis, or the second
       axis of what the callable makes (rows, classes) of the other arguments.
     - "mask": true or false, what guards are made of: a bool tensor, or an index list, int64 (pairs,
-      arguments).
+      arguments), of different rows.
     """
 
     def __init__(
