@@ -109,7 +109,8 @@ class KnowledgeBase:
 
         ``backend``: "fused" factorises and calls tenfold.ops.fuzzy, "torch" factorises and calls the twins
         in plain torch, "reference" broadcasts every formula over all its axes.
-        ``validate``: the first call checks that degrees lie in [0, 1], and that index lists have no row twice.
+        ``validate``: the first call checks that degrees lie in [0, 1], and that index lists have no row
+        twice.
         """
         for what in trivial_optima([axiom.formula for axiom in self.axioms]):
             warnings.warn(
@@ -269,18 +270,11 @@ def _check_degrees(given: Mapping[str, Any], symbols: Mapping[str, Named]) -> No
     """Refuse degrees outside of [0, 1], and index lists with a row twice."""
     for name, value in given.items():
         symbol = symbols.get(name)
-        if (
-            isinstance(symbol, Pred)
-            and is_index_list(value, symbol)
-            and len(value.unique(dim=0)) < len(value)
-        ):
+        if not isinstance(symbol, Pred) or not isinstance(value, Tensor) or not value.numel():
+            continue
+        if is_index_list(value, symbol) and len(value.unique(dim=0)) < len(value):
             raise ValueError(f"{name}: an index list names each row once, got one twice")
-        if (
-            isinstance(symbol, Pred)
-            and symbol.gives == "truth"
-            and isinstance(value, Tensor)
-            and value.numel()
-        ):
+        if symbol.gives == "truth":
             low, high = value.detach().aminmax()
             if not (low >= 0 and high <= 1):
                 raise ValueError(
