@@ -105,6 +105,9 @@ def test_queries_of_truth_value_and_unseen_individuals():
     torch.testing.assert_close(
         module.truth(Pred("G", people)(v), people=unseen, G=network), network(unseen)[:, 0]
     )
+    torch.testing.assert_close(module.truth("G(w)", w=unseen, G=network), network(unseen)[:, 0])
+    with pytest.raises(FormulaError, match="w is neither bound"):
+        module.truth("G(w)", people=unseen, G=network)
     doubled = Func("double", 1, grounding=lambda rows: 2 * rows)
     torch.testing.assert_close(module.value(doubled(v), people=unseen), 2 * unseen)
     torch.testing.assert_close(module.value(Var("i") + 1, i=4), torch.arange(4) + 1)

@@ -172,10 +172,13 @@ class CompiledKnowledge(nn.Module):
     def truth(self, formula: Formula | str, step: int | None = None, **groundings: Any) -> Tensor:
         """Degrees of any formula about these symbols, one axis for each axis of its free variables.
 
-        The axes are in the order in which the formula first names them. Other groundings than those of
+        The axes are in the order in which the formula first names them. In a text, names of groundings that
+        are nothing else are free variables: ``truth("P(x)", x=features)``. Other groundings than those of
         training ask about unseen individuals.
         """
-        formula = self._query(formula)
+        if isinstance(formula, str):
+            formula = self._parser(groundings).formula(formula)
+        formula = self.knowledge.read(formula)
         semantics = at_step(self.semantics, step)
         run = self._run(semantics, groundings, (formula,), named_in(formula))
         if self.backend != "reference":
@@ -187,7 +190,7 @@ class CompiledKnowledge(nn.Module):
 
     def value(self, term: Term | str, **groundings: Any) -> Tensor:
         """What a term stands for: one axis for each axis of its variables, then features."""
-        parsed = Parser(*self._known_variables()).term(term) if isinstance(term, str) else term
+        parsed = self._parser(groundings).term(term) if isinstance(term, str) else term
         symbols = named_in(parsed)
         grounding = self._run(at_step(self.semantics, 0), groundings, (parsed,), symbols).grounding
         found = grounding.individuals(parsed)
@@ -200,14 +203,9 @@ class CompiledKnowledge(nn.Module):
             self._satisfaction(step, groundings, record)
         return Explanation(record)
 
-    def _known_variables(self) -> list[Named]:
-        """The symbols of the knowledge base and of its texts; variables may stand free in a query."""
-        return list({**self.knowledge.parser.symbols, **self.knowledge.symbols}.values())
-
-    def _query(self, formula: Formula | str) -> Formula:
-        if isinstance(formula, str):
-            return Parser(*self._known_variables()).formula(formula)
-        return self.knowledge.read(formula)
+    def _parser(self, groundings: Mapping[str, Any]) -> Parser:
+        """For queries: it knows the symbols of the knowledge base and of its texts."""
+        return Parser(*{**self.knowledge.parser.symbols, **self.knowledge.symbols}.values(), free=groundings)
 
     def _run(
         self,

@@ -16,7 +16,7 @@ becomes a predicate (a mask in a guard, a function inside a term), an unknown ba
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -69,8 +69,10 @@ def parse(text: str, *symbols: Named) -> Formula:
 class Parser:
     """Reads several texts about the same symbols, those given and those that the texts bring."""
 
-    def __init__(self, *symbols: Named) -> None:
+    def __init__(self, *symbols: Named, free: Iterable[str] = ()) -> None:
         self.symbols: dict[str, Named] = {}
+        self.free = frozenset(free)
+        """Names that are variables where nothing else explains them: of queries."""
         for symbol in symbols:
             if not isinstance(symbol, Named):
                 raise TypeError(f"symbols: wanted Var, Const, Func, Pred or Domain, got {symbol!r}")
@@ -79,11 +81,11 @@ class Parser:
 
     def formula(self, text: str) -> Formula:
         """The formula that ``text`` says."""
-        return _Resolver(text, self.symbols).formula(_Reader(text).whole(), {}, guard=False)
+        return _Resolver(text, self.symbols, self.free).formula(_Reader(text).whole(), {}, guard=False)
 
     def term(self, text: str) -> Term:
         """The term that ``text`` says."""
-        return _Resolver(text, self.symbols).term(_Reader(text).whole(), {})
+        return _Resolver(text, self.symbols, self.free).term(_Reader(text).whole(), {})
 
 
 @dataclass
@@ -277,8 +279,8 @@ class _Reader:
 class _Resolver:
     """From a raw tree to the formula: looks names up, and turns faults of parts to places in the text."""
 
-    def __init__(self, text: str, symbols: dict[str, Named]) -> None:
-        self.text, self.symbols = text, symbols
+    def __init__(self, text: str, symbols: dict[str, Named], free: frozenset[str]) -> None:
+        self.text, self.symbols, self.free = text, symbols, free
         self.places: dict[int, tuple[object, _Raw]] = {}
 
     def _fail(self, reason: str, raw: _Raw) -> NoReturn:
@@ -334,6 +336,8 @@ class _Resolver:
             return self._made(raw, Var, found.name, found.domain, found.axis)
         if isinstance(found, Const):
             return found
+        if found is None and raw.value in self.free:
+            return self._made(raw, Var, raw.value)
         if found is None:
             self._fail(f"{raw.value} is neither bound by a quantifier nor a symbol that was given", raw)
         self._fail(f"wanted a variable or constant, {raw.value} is a {type(found).__name__}", raw)
