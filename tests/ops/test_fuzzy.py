@@ -64,19 +64,19 @@ def generator(seed):
 
 def logs(*shape, dtype=SINGLE, seed=0, scale=3.0):
     """Log truth values."""
-    return (-torch.rand(*shape, generator=generator(seed), dtype=DOUBLE) * scale).to(dtype)
+    return (-torch.rand(shape, generator=generator(seed), dtype=DOUBLE) * scale).to(dtype)
 
 
 def truths(*shape, dtype=SINGLE, seed=0):
-    return torch.rand(*shape, generator=generator(seed), dtype=DOUBLE).to(dtype)
+    return torch.rand(shape, generator=generator(seed), dtype=DOUBLE).to(dtype)
 
 
 def normals(*shape, dtype=SINGLE, seed=0):
-    return torch.randn(*shape, generator=generator(seed), dtype=DOUBLE).to(dtype)
+    return torch.randn(shape, generator=generator(seed), dtype=DOUBLE).to(dtype)
 
 
 def masks(*shape, seed=0, share=0.5):
-    return torch.rand(*shape, generator=generator(seed + 77)) < share
+    return torch.rand(shape, generator=generator(seed + 77)) < share
 
 
 def relayed(x, kind):
