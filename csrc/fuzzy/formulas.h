@@ -331,17 +331,20 @@ class Postfix {
     if (with_gradient) slopes_.allocate(task.steps * kStride);
   }
 
-  void load(const Tile& tile) { operands_.load(tile); }
+  void load(const Tile& tile) {
+    operands_.load(tile);
+    evaluated_ = -1;
+  }
 
   void values(const Tile& tile, int64_t h, N* to) {
-    evaluate(tile, h, to, nullptr);
+    evaluate(tile, h, to);
     const Value& last = values_[task_.steps - 1];
     if (last.row == to && last.lanes) return;
     for (int64_t j = 0; j < tile.width; j += kLanes<N>) write(to + j, at(last, j));
   }
 
   void backward(const Tile& tile, int64_t h, const N* slopes, Contributions<T>& to) {
-    evaluate(tile, h, nullptr, &to);
+    if (evaluated_ != h) evaluate(tile, h, rows_.data() + (task_.steps - 1) * kStride);
     const int last = task_.steps - 1;
     slope_rows_[last] = slopes;
     if (!values_[last].lanes) {
@@ -393,17 +396,19 @@ class Postfix {
     y.lanes ? f(one(x), row(y)) : f(one(x), one(y));
   }
 
-  // Values of all steps, the last one at `end` where that is given.
-  void evaluate(const Tile& tile, int64_t h, N* end, const Contributions<T>* to) {
+  // Values of all steps, the last one at `end`, where it may be overwritten: slopes do not need it.
+  void evaluate(const Tile& tile, int64_t h, N* end) {
     const Away<N> away = away_;
+    evaluated_ = h;
     for (int i = 0; i < task_.steps; ++i) {
       const Step step = task_.program[i];
-      N* const row = i == task_.steps - 1 && end != nullptr ? end : rows_.data() + i * kStride;
+      N* const row = i == task_.steps - 1 ? end : rows_.data() + i * kStride;
       if (step.code == Code::operand) {
         const Cells<N>& cells = operands_.cells(step.operand);
         values_[i] = {cells.row(h), cells.lanes};
         // A gradient with lanes for an operand whose cells share one.
-        if (!cells.lanes && to != nullptr && to->wanted(step.operand) && to->lanes(step.operand)) {
+        const Strided& grad = task_.grads[step.operand];
+        if (!cells.lanes && grad.data != nullptr && grad.strides[kLaneAxis] != 0) {
           fill(row, tile.width, *cells.row(h));
           values_[i] = {row, true};
         }
@@ -481,6 +486,7 @@ class Postfix {
   Value values_[kMostSteps];
   const N* slope_rows_[kMostSteps];
   double slope_sums_[kMostSteps];
+  int64_t evaluated_ = -1;  // the row whose steps' values are there
 };
 
 }  // namespace TENFOLD_LEVEL

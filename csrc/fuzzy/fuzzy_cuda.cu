@@ -223,9 +223,9 @@ struct Postfix {
 
 // A formula by its number, for the sake of names that tests/simt/static.py can show.
 template <int formula>
-using FormulaOf = std::conditional_t<
-    formula == static_cast<int>(Formula::log_and), LogAnd,
-    std::conditional_t<formula == static_cast<int>(Formula::log_or), LogOr, Postfix>>;
+using FormulaOf =
+    std::conditional_t<formula == static_cast<int>(Formula::log_and), LogAnd,
+                       std::conditional_t<formula == static_cast<int>(Formula::log_or), LogOr, Postfix>>;
 
 // As the quantifier takes it.
 template <class N>
@@ -764,8 +764,8 @@ void run_quantify(const Task& task, char* scratch, Queue queue) {
   const Plan plan = result_plan(task);
   with_formula(task.formula, [&](auto formula) {
     if (task.reduction.quantifier == Quantifier::copy) {
-      return launch(queue.stream, grid_of<T>(plan.targets.size), kThreads<T>, evaluate_elements<T, formula()>, task,
-                    plan);
+      return launch(queue.stream, grid_of<T>(plan.targets.size), kThreads<T>, evaluate_elements<T, formula()>,
+                    task, plan);
     }
     auto* const partial = reinterpret_cast<Seen<NumberOf<T>>*>(scratch);
     launch(queue.stream, grid_of<T>(plan.targets.size * plan.pieces, kThreads<T> / plan.group), kThreads<T>,

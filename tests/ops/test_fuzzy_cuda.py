@@ -95,6 +95,6 @@ def test_gradient_buffers_and_the_same_bits_again():
 
 def test_wrong_indices_are_raised_later():
     z = torch.randn(5, 3, device="cuda")
-    with pytest.raises(ValueError, match=r"index\\[0, 2\\] of atom_logits on a GPU"):
+    with pytest.raises(ValueError, match=r"index\[0, 2\] of atom_logits on a GPU"):
         fuzzy.atom_logits(z, "softmax", torch.tensor([0, 1, 3, 0, 0], device="cuda"))
         ops.synchronize()
