@@ -116,6 +116,7 @@ def test_errors_of_building_point_at_the_place(build, reason, place):
         ("forall x: x", "wanted a predicate, x is a Var", "x"),
         ("forall x: x < x < x", "comparisons do not chain", "<"),
         ("forall[q=2] x: P(x)", "wanted p", "q"),
+        ("(forall x in men: P(x)) & (forall x: Q(x))", "x is two things: the variable x in men and", "x"),
         ("forall[p=0.5] x: P(x)", "at least 1", "0.5"),
         ("A $ B", "no sign of the language: '$'", "$"),
         ("And(A", "wanted ')'", ""),

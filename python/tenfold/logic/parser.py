@@ -45,6 +45,7 @@ from tenfold.logic.syntax import (
     Quantified,
     Term,
     Var,
+    named_in,
 )
 
 T = TypeVar("T")
@@ -81,7 +82,7 @@ class Parser:
 
     def formula(self, text: str) -> Formula:
         """The formula that ``text`` says."""
-        return _Resolver(text, self.symbols, self.free).formula(_Reader(text).whole(), {}, guard=False)
+        return _Resolver(text, self.symbols, self.free).whole(_Reader(text).whole())
 
     def term(self, text: str) -> Term:
         """The term that ``text`` says."""
@@ -297,6 +298,16 @@ class _Resolver:
             self._fail(str(error), raw)
         self.places[id(node)] = (node, raw)
         return node
+
+    def whole(self, raw: _Raw) -> Formula:
+        """``raw`` as a formula in which every name is one thing."""
+        formula = self.formula(raw, {}, guard=False)
+        try:
+            named_in(formula)
+        except FormulaError as error:
+            _, place = self.places.get(id(error.place), (None, raw))
+            raise FormulaError(error.reason, self.text, place.start, place.end) from None
+        return formula
 
     def formula(self, raw: _Raw, scope: dict[str, Var], guard: bool) -> Formula:
         """``raw`` as a formula; ``scope`` holds the bound variables."""

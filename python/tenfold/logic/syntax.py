@@ -521,8 +521,14 @@ def named_in(*nodes: Node) -> dict[str, Named]:
         for node in root.walk():
             for named in _names_of(node):
                 if found.setdefault(named.name, named) != named:
-                    raise root.fault(f"{named.name} is two things: {found[named.name]!r} and {named!r}", node)
+                    raise root.fault(
+                        f"{named.name} is two things: {_shown(found[named.name])} and {_shown(named)}", node
+                    )
     return found
+
+
+def _shown(named: Named) -> str:
+    return f"the variable {named.binder()}" if isinstance(named, Var) else repr(named)
 
 
 def _names_of(node: Node) -> Iterator[Named]:
