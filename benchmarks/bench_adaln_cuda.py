@@ -20,7 +20,7 @@ from on_gpu import passes
 
 SHAPES = [(64, 256, 1024), (16, 1024, 1152)]  # samples, tokens, width
 OPS = ["adaln", "gated_residual", "gated_residual_adaln", "qk_norm"]
-COMPILED = (SHAPES[0], "mixed")  # of all ops but gated_residual, a single pass over memory
+COMPILED = {"adaln": "mixed", "gated_residual_adaln": "mixed", "qk_norm": "bf16"}  # at the first shape
 
 pytestmark = on_gpu.needs_gpu
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
@@ -32,6 +32,9 @@ types = pytest.mark.parametrize("types", ["fp32", "bf16", "mixed"])
 @shapes
 @pytest.mark.parametrize("op", OPS)
 def test_adaln(benchmark: Any, op: str, shape: tuple[int, int, int], types: str, backward: bool) -> None:
+    if op == "qk_norm" and types == "mixed":
+        pytest.skip("the same as bf16")
+
     def block() -> Block:
         with torch.device("cuda"):
             return Block(op, shape, types)
@@ -41,7 +44,7 @@ def test_adaln(benchmark: Any, op: str, shape: tuple[int, int, int], types: str,
     def make(_: int) -> on_gpu.Problem:
         return on_gpu.problem_of(forms.tenfold, block().leaves, backward=backward)
 
-    compiled = (shape, types) == COMPILED and op != "gated_residual"
+    compiled = shape == SHAPES[0] and types == COMPILED.get(op)
     moved = forms.least_bytes(backward)
     on_gpu.compare(
         benchmark,

@@ -27,7 +27,7 @@ LEAST_SETS = 16  # nodes of a graph: enough that starting it does not count
 MOST_SETS = 64
 MOST_BYTES = 2**32  # that one graph moves; results of every alternative take as much memory
 LEAST_ROUNDS, ROUNDS = 3, 30
-ROW_SECONDS = 0.4  # after LEAST_ROUNDS
+ROW_SECONDS = 0.25  # after LEAST_ROUNDS
 
 Call = Callable[[Any], Any]  # of one set of arrays
 Make = Callable[[int], Any]  # of a seed: one set of arrays
@@ -128,7 +128,8 @@ def compare(
             call(problems[0])
             work[name] = (call, problems)
         except Exception as why:
-            warnings.warn(f"{name} is left out: {type(why).__name__}: {why}", stacklevel=2)
+            what = f"{why}".partition("\n")[0]
+            warnings.warn(f"{name} is left out: {type(why).__name__}: {what}", stacklevel=2)
     for name, (call, make_limit) in (limits or {}).items():
         work[name] = (call, [make_limit(seed) for seed in range(sets)])
     best = race(work, in_graphs)
