@@ -8,19 +8,35 @@ import pytest
 import torch
 
 from tenfold.cli import main
-from tenfold.methods.satnet import cluster, findings, gradient
+from tenfold.methods.satnet import cells, cluster, findings, gradient
 from tenfold.methods.satnet.plan import MAPPING_SEEDS, laptop_cells, mapping_settings, plan_cells
 from tenfold.methods.satnet.tables import MARK, write_tables
 
 
 def test_cells_have_names_of_their_own_and_the_plan_s_counts():
-    cells = list(plan_cells())
-    assert len({cell.name for cell in cells}) == len(cells)
+    planned = list(plan_cells())
+    assert len({cell.name for cell in planned}) == len(planned)
     assert len(mapping_settings()) == 14
-    mapping = [cell for cell in cells if cell.kind == "mapping"]
+    mapping = [cell for cell in planned if cell.kind == "mapping"]
     assert len(mapping) == 14 * 2 * MAPPING_SEEDS + MAPPING_SEEDS
-    assert sum(cell.seconds for cell in cells) / 2 < 5 * 3600
+    assert sum(cell.seconds for cell in planned) / 2 < 5 * 3600
     assert sum(cell.seconds for cell in laptop_cells()) / 2 < 20 * 60
+
+
+def test_the_cells_train_as_the_plan_says():
+    arms = {cell.arm: cell.config for cell in plan_cells()}
+    limits = {arm: (config.minutes, config.patience) for arm, config in arms.items() if config.minutes}
+    assert limits == {
+        "sudoku": (45, 0),
+        "permuted": (45, 0),
+        "visual-leaky": (45, 0),
+        "visual-ungrounded": (22, 3),
+        "visual-ungrounded-tuned": (22, 3),
+        "self-supervised": (20, 0),
+    }
+    assert cells.rules_config(0).minutes == 22 and arms["parity40"].epochs == 20
+    assert cells.rules_config(1).seed == 1 and cells.rules_config(0).data.from_labels == 0.8
+    assert all(config.shuffle for config in (*arms.values(), cells.rules_config(0)))
 
 
 def test_settings_differ_from_their_anchor_in_one_factor():
@@ -119,8 +135,8 @@ def fake(cell):
 def test_the_document_is_made_from_files_and_keeps_the_text_above(tmp_path):
     results, target = tmp_path / "results", tmp_path / "satnet.md"
     results.mkdir()
-    cells = [cell for cell in plan_cells() if cell.config.seed != 9]
-    for cell in cells:
+    run = [cell for cell in plan_cells() if cell.config.seed != 9]
+    for cell in run:
         (results / f"{cell.name}.json").write_text(json.dumps(fake(cell)))
     target.write_text(f"# Mine\n\nA word before.\n\n{MARK}\nstale text\n")
     write_tables(results, target, list(plan_cells()))

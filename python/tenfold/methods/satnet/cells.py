@@ -129,11 +129,7 @@ def _grounding(cell: Cell, runs: Path) -> dict[str, Any] | int:
     folder.mkdir(parents=True, exist_ok=True)
     problems = prepare(config)
     reader = grounding.clusters(folder / "clusters.safetensors", problems.train, config)
-    rules_config = replace(
-        paper("sudoku"), seed=config.seed, minutes=RULES_MINUTES,
-        data=replace(paper("sudoku").data, from_labels=LABELS_GIVEN),
-    )  # fmt: skip
-    rules = _train_run(rules_config, folder / "rules")
+    rules = _train_run(rules_config(config.seed), folder / "rules")
     if isinstance(rules, int):
         return rules
     model = _newest(folder / "rules").model
@@ -155,6 +151,13 @@ def _grounding(cell: Cell, runs: Path) -> dict[str, Any] | int:
         "matched": matched,
         "assignment": assignment,
     }
+
+
+def rules_config(seed: int) -> SATNetConfig:
+    """The training on the cells that puzzles leave unknown."""
+    base = paper("sudoku")
+    data = replace(base.data, from_labels=LABELS_GIVEN)
+    return replace(base, data=data, shuffle=True, seed=seed, minutes=RULES_MINUTES)
 
 
 def _newest(path: Path) -> TrainingState:
