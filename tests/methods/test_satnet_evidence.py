@@ -10,7 +10,7 @@ import torch
 from tenfold.cli import main
 from tenfold.methods.satnet import cells, cluster, findings, gradient
 from tenfold.methods.satnet.plan import MAPPING_SEEDS, laptop_cells, mapping_settings, plan_cells
-from tenfold.methods.satnet.tables import MARK, write_tables
+from tenfold.methods.satnet.tables import MARK, table_text, write_tables
 
 
 def test_cells_have_names_of_their_own_and_the_plan_s_counts():
@@ -129,25 +129,42 @@ def fake(cell):
               "iterations": 30.0}  # fmt: skip
     curve = [{"epoch": 0, "seconds": 0.0, "valid_boards": 0.0, "accuracy": 0.5},
              {"epoch": 1, "seconds": 120.0, "valid_boards": 0.96, "accuracy": 1.0}]  # fmt: skip
-    return common | {"config": config, "test": scores, "epochs": 1, "training_seconds": 120.0, "curve": curve}
+    trained = {"test": scores, "epochs": 1, "training_seconds": 120.0}
+    route = {"matched": scores | {"valid_boards": 0.12}, "rules": trained} if cell.kind == "grounding" else {}
+    return common | {"config": config, "curve": curve} | trained | route
 
 
 def test_the_document_is_made_from_files_and_keeps_the_text_above(tmp_path):
     results, target = tmp_path / "results", tmp_path / "satnet.md"
     results.mkdir()
-    run = [cell for cell in plan_cells() if cell.config.seed != 9]
+    left_out = ("linear", "naive-aux0-correct")
+    run = [cell for cell in plan_cells() if not (cell.config.seed == 9 and cell.arm in left_out)]
     for cell in run:
         (results / f"{cell.name}.json").write_text(json.dumps(fake(cell)))
     target.write_text(f"# Mine\n\nA word before.\n\n{MARK}\nstale text\n")
     write_tables(results, target, list(plan_cells()))
     text = target.read_text()
     assert text.startswith("# Mine\n\nA word before.\n") and "stale" not in text
-    assert "7 of 9" in text and "Primary contrast" in text and "changes the conclusion" in text
+    assert "7 of 10" in text and "Primary contrast" in text and "changes the conclusion" in text
     assert (
         "0 / 7" in text and "`sudoku`, one core: 50 % of the test boards after 1 passes and 2 minutes" in text
     )
-    assert "Planned and not run, or not for every seed: linear, naive-aux0-correct" in text
+    assert "Planned and not run, or not for every seed: linear, naive-aux0-correct." in text
+    assert "20 of the 20 pairs" in text and "by seed" in text
+    # Every seed under its own number, an absent one empty.
+    assert f"| naive-aux0-correct |{' 97.0 |' * 9}  |\n| naive-aux0-official |{' 20.0 |' * 7}" in text
+    # The self-supervised route before and after the joint training.
+    for row in (", rules | 0 | 1 | 2.0 | 96.0 |", ", matched | 1 |  |  | 12.0 |", " | 1 | 1 | 2.0 | 96.0 |"):
+        assert f"| self-supervised{row}" in text
+    assert "`self-supervised`, clusters matched: 12.0, 12.0 % valid boards" in text
     assert (tmp_path / "satnet_gradient.png").exists() and (tmp_path / "satnet_boards.png").exists()
+
+
+def test_the_primary_contrast_is_judged_by_all_its_pairs_alone(tmp_path):
+    for cell in laptop_cells():
+        (tmp_path / f"{cell.name}.json").write_text(json.dumps(fake(cell)))
+    text = table_text(tmp_path, list(laptop_cells()))
+    assert "3 of the 20 pairs" in text and "does not judge these" in text and "the conclusion" not in text
 
 
 def test_unknown_arms_and_cells_are_named(capsys, tmp_path):

@@ -147,7 +147,7 @@ def _grounding(cell: Cell, runs: Path) -> dict[str, Any] | int:
         return joint
     return {
         **joint,
-        "rules": {"test": rules["test"], "training_seconds": rules["training_seconds"]},
+        "rules": {name: rules[name] for name in ("test", "epochs", "training_seconds")},
         "matched": matched,
         "assignment": assignment,
     }
