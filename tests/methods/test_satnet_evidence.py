@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tenfold.cli import main
-from tenfold.methods.satnet import cells, cluster, findings, gradient
+from tenfold.methods.satnet import cells, cluster, findings, gradient, reproduce
 from tenfold.methods.satnet.plan import MAPPING_SEEDS, laptop_cells, mapping_settings, plan_cells
 from tenfold.methods.satnet.tables import MARK, table_text, write_tables
 
@@ -165,6 +165,36 @@ def test_the_primary_contrast_is_judged_by_all_its_pairs_alone(tmp_path):
         (tmp_path / f"{cell.name}.json").write_text(json.dumps(fake(cell)))
     text = table_text(tmp_path, list(laptop_cells()))
     assert "3 of the 20 pairs" in text and "does not judge these" in text and "the conclusion" not in text
+
+
+def test_no_cell_begins_after_the_plan_s_hours(tmp_path, capsys, monkeypatch):
+    begun = []
+    monkeypatch.setattr(reproduce, "_run_in_process", lambda group, options: begun.append(group) or 0)
+    options = ["--results", str(tmp_path), "--table", str(tmp_path / "t.md"), "--only", "permuted"]
+    for seconds, expected in ((reproduce.CORE_SECONDS - 1, 1), (reproduce.CORE_SECONDS, 0)):
+        first = next(iter(plan_cells()))
+        (tmp_path / f"{first.name}.json").write_text(json.dumps(fake(first) | {"seconds": seconds}))
+        begun.clear()
+        assert main(["reproduce", "satnet", *options]) == 0
+        assert len(begun) == expected
+    assert "left out" in capsys.readouterr().out
+    assert "permuted" in (tmp_path / "t.md").read_text().partition("Planned and not run")[2]
+
+
+def test_a_cell_that_fails_does_not_stop_those_beside_it(tmp_path, capsys, monkeypatch):
+    names = [cell.name for cell in plan_cells() if cell.arm == "linear"][:3]
+
+    def run_cell(cell, runs, target):
+        if cell.name == names[1]:
+            raise MemoryError("no memory")
+        target.write_text(json.dumps(fake(cell)))
+        return 0
+
+    monkeypatch.setattr(cells, "run_cell", run_cell)
+    options = ["--results", str(tmp_path), "--cells", *names]
+    assert main(["reproduce", "satnet", *options]) == 1
+    assert "no memory" in capsys.readouterr().err
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted([names[0], names[2]])
 
 
 def test_unknown_arms_and_cells_are_named(capsys, tmp_path):

@@ -87,11 +87,12 @@ def _arms(results: Path, planned: Iterable[Cell]) -> dict[str, list[Result]]:
     for cell in planned:
         path = results / f"{cell.name}.json"
         if path.exists():
-            arms.setdefault(cell.arm, []).append(_read(path))
+            arms.setdefault(cell.arm, []).append(read_result(path))
     return arms
 
 
-def _read(path: Path) -> Result:
+def read_result(path: Path) -> Result:
+    """What a cell wrote; UserError where the file holds something else."""
     try:
         result: Result = json.loads(path.read_text(encoding="utf-8"))
         missing = [key for key in ("arm", "seed", "machine", "seconds", "config") if key not in result]
