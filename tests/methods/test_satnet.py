@@ -200,6 +200,15 @@ def test_the_task_chooses_the_presets():
     assert parity.optimizer == "sgd" and parity.batch == 100
 
 
+@pytest.mark.parametrize("options", [["--lr", "1e30"], ["--optimizer", "sgd", "--loss-scale", "1e38"]])
+def test_training_that_diverges_is_one_line(options, tmp_path, capsys):
+    path = tmp_path / "run"
+    assert main(["train", "satnet", *SMALL, *options, "--out", str(path)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("tenfold: error: training has diverged in step 1") and "--lr" in error
+    assert checkpoint.latest(path / "checkpoints") is None
+
+
 def test_a_used_folder_is_refused(finished, capsys):
     assert main(["train", "satnet", "--out", str(finished)]) == 2
     assert f"--resume {finished}" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Pictures before the layer: plain made-up digits in MNIST's format stand for MNIST."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -196,6 +197,21 @@ def test_a_cell_leaves_its_result_and_is_not_run_twice(digits, tmp_path, kind):
     if kind == "run":
         rows = read_metrics(tmp_path / "runs" / Cell("arm", config).name / "metrics.jsonl")
         assert [row["epoch"] for row in rows if "epoch" in row] == [0, 1]
+
+
+@pytest.mark.parametrize("head", ["satnet", "linear"])
+def test_a_mapping_cell_that_diverges_has_failed(digits, tmp_path, head):
+    config = mapping(digits, head=head, backbone_lr=1e9, epochs=2)
+    target = tmp_path / "cell.json"
+    assert cells.run_cell(Cell("arm", config, "mapping"), tmp_path / "runs", target) == 0
+    found = json.loads(target.read_text())
+    assert found["test"] == {"accuracy": 0.0} and found["diverged"] < config.steps
+
+
+def test_pictures_that_diverge_are_one_line(digits, tmp_path, capsys):
+    words = options(boards(digits, "visual-ungrounded", epochs=1, backbone_lr=1e9))
+    assert main(["train", "satnet", *words, "--out", str(tmp_path / "run")]) == 2
+    assert "--backbone-lr than 1e+09" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_clusters_get_the_digits_that_the_rules_say(digits):

@@ -21,6 +21,7 @@ from tenfold.engine.run import RunDirectory
 from tenfold.methods.satnet import gradient, grounding, train
 from tenfold.methods.satnet.config import SATNetConfig, paper
 from tenfold.methods.satnet.data import prepare
+from tenfold.methods.satnet.model import DivergenceError
 from tenfold.methods.satnet.plan import Cell
 from tenfold.methods.satnet.problems import Problems
 from tenfold.methods.satnet.run import read_config
@@ -103,10 +104,13 @@ def _mapping(cell: Cell, runs: Path) -> dict[str, Any]:
     problems = _prepared[key]
     step, state = TrainingStep(cell.config, problems), TrainingState.fresh(cell.config)
     began, losses = time.perf_counter(), []
-    while state.step < cell.config.steps:
-        losses.append(step(state))
-    seconds = time.perf_counter() - began
-    scores = evaluate_split(state.model, cell.config, problems, problems.test)
+    try:
+        while state.step < cell.config.steps:
+            losses.append(step(state))
+        seconds = time.perf_counter() - began
+        scores = evaluate_split(state.model, cell.config, problems, problems.test)
+    except DivergenceError:  # by the plan such a run has failed, with no answer right
+        return {"test": {"accuracy": 0.0}, "diverged": state.step, "training_seconds": 0.0}
     last = losses[-max(1, len(losses) // 10) :]
     return {
         "test": scores,
