@@ -56,6 +56,8 @@ def test_a_test_picture_among_the_training_pictures_is_refused(sudoku, digits):
     leaking[[4, 9]] = digits.train_images[[11, 0]]
     with pytest.raises(UserError, match=r"test image 4 is also a training image \(and 1 others are\)"):
         visual_sudoku(sudoku, replace(digits, test_images=leaking))
+    with pytest.raises(UserError, match=r"test image 4 is also a training image \(and 1 others are\)"):
+        mapping(replace(digits, test_images=leaking))
 
 
 def test_pictures_are_used_evenly_in_random_order(sudoku, digits):

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from tenfold.cli import main
 from tenfold.engine import checkpoint
 from tenfold.engine.metrics import read_metrics
-from tenfold.methods.satnet import decode
+from tenfold.methods.satnet import data, decode
 from tenfold.methods.satnet.config import TASKS, DataConfig, LayerConfig, SATNetConfig, laptop, paper, presets
 from tenfold.methods.satnet.data import prepare
 from tenfold.methods.satnet.model import Model, loss_of
@@ -273,6 +275,22 @@ def test_a_run_that_ended_early_is_not_trained_on(tmp_path):
     assert "Ended early" in (path / "report.md").read_text()
     assert main(["train", "satnet", "--resume", str(path)]) == 0
     assert (path / "evaluation.json").read_text() == evaluation
+
+
+def test_puzzles_are_made_once_for_runs_that_begin_together(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path))
+    make, made = data.prepare_sudoku, []
+
+    def slow(folder, *args):
+        made.append(folder)
+        time.sleep(0.3)
+        make(folder, *args)
+
+    monkeypatch.setattr(data, "prepare_sudoku", slow)
+    config = replace(laptop("sudoku4"), data=replace(laptop("sudoku4").data, train=20, test=5))
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(prepare, (config, config))
+    assert len(made) == 1 and one.train.fingerprint() == other.train.fingerprint()
 
 
 def test_own_puzzles_are_split_by_solution(tmp_path, capsys):

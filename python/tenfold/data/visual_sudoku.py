@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tenfold.data.mnist import SIDE, Digits
+from tenfold.data.mnist import SIDE, Digits, refuse_shared
 from tenfold.data.sudoku.generator import Sudoku
 from tenfold.errors import UserError
 
@@ -39,13 +39,7 @@ def visual_sudoku(sudoku: Sudoku, digits: Digits, seed: int = 0) -> VisualSudoku
     Of the pictures of a number each is used equally often, give or take one, in random order by ``seed``.
     Errors: UserError when a number has no picture, or a test picture is also a training picture.
     """
-    seen = set(map(bytes, digits.train_images))
-    shared = [row for row, image in enumerate(digits.test_images) if bytes(image) in seen]
-    if shared:
-        raise UserError(
-            f"test image {shared[0]} is also a training image (and {len(shared) - 1} others are): "
-            "remove them from one of the two"
-        )
+    refuse_shared(digits)
     train_seed, test_seed = np.random.SeedSequence(seed).spawn(2)
     return VisualSudoku(
         digits,
