@@ -86,7 +86,7 @@ class SATNet(nn.Module):
 
     def _seed(self) -> int | Tensor:
         if self.training or self.eval_seed is None:
-            return torch.randint(_SEEDS, (), generator=self.generator)
+            return torch.randint(_SEEDS, (), generator=self.generator, device="cpu")
         return self.eval_seed
 
     def extra_repr(self) -> str:
