@@ -211,6 +211,13 @@ def test_training_that_diverges_is_one_line(options, tmp_path, capsys):
     assert checkpoint.latest(path / "checkpoints") is None
 
 
+@pytest.mark.parametrize("option", ["--puzzles", "--digits"])
+def test_data_that_a_run_has_not_cannot_have_moved(finished, option, capsys):
+    for command in (["train", "satnet", "--resume", str(finished)], ["evaluate", "satnet", str(finished)]):
+        assert main([*command, option, "elsewhere"]) == 2
+        assert f"{option} elsewhere" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_used_folder_is_refused(finished, capsys):
     assert main(["train", "satnet", "--out", str(finished)]) == 2
     assert f"--resume {finished}" in capsys.readouterr().err
