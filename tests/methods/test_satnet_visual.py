@@ -1,6 +1,7 @@
 """Pictures before the layer: plain made-up digits in MNIST's format stand for MNIST."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -232,3 +233,26 @@ def test_clusters_get_the_digits_that_the_rules_say(digits):
     grounding.relabel(reader, assignment)
     scores = evaluate_split(state.model, config, problems, problems.test)
     assert scores["input_accuracy"] > 0.95
+
+
+def test_the_self_supervised_route_goes_on_where_it_was_killed(digits, tmp_path, monkeypatch):
+    config = boards(digits, "visual-ungrounded", epochs=2, proofreader=True)
+    numbers = replace(
+        config, task="sudoku4", loss_mask="all", proofreader=False, epochs=8,
+        data=replace(config.data, train=400, from_labels=0.8),
+    )  # fmt: skip
+    monkeypatch.setattr(cells, "rules_config", lambda seed: replace(numbers, seed=seed))
+    cell = Cell("self-supervised", config, "grounding")
+    files = tmp_path / "whole.json", tmp_path / "killed.json"
+    assert cells.run_cell(cell, tmp_path / "whole", files[0]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(cells.grounding, "match", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            cells.run_cell(cell, tmp_path / "killed", files[1])
+    assert cells.run_cell(cell, tmp_path / "killed", files[1]) == 0
+    whole, killed = (json.loads(file.read_text()) for file in files)
+    for part in ("test", "matched", "assignment"):
+        assert whole[part] == killed[part]
+    assert sorted(whole["assignment"]) == [0, 1, 2, 3]
+    assert whole["rules"]["test"]["valid_boards"] > 0.9 and whole["rules"]["epochs"] == 8
+    assert whole["matched"]["input_accuracy"] > 0.95 and whole["epochs"] == 2
