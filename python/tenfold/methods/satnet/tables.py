@@ -53,6 +53,7 @@ def write_tables(results: Path, target: Path, planned: Sequence[Cell]) -> None:
     Files of other plans are left out.
     """
     arms = _arms(results, planned)
+    target.parent.mkdir(parents=True, exist_ok=True)  # figures are the first to come
     lines = [_above(target), MARK, "", _INTRODUCTION]
     lines += ["", "## What held and what did not", "", *(f"- {text}" for text in findings(arms))]
     lines += _sections(arms, target.parent)
@@ -63,7 +64,6 @@ def write_tables(results: Path, target: Path, planned: Sequence[Cell]) -> None:
     missing = sorted({cell.arm for cell in planned if not (results / f"{cell.name}.json").exists()})
     if missing:
         lines += ["", "Planned and not run, or not for every seed: " + ", ".join(missing) + "."]
-    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as sink:
         sink.write("\n".join(lines) + "\n")
 
