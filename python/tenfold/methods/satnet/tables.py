@@ -129,7 +129,10 @@ def _gradient(arms: Arms, figures: Path | None) -> list[str]:
     if figures is not None:
         found = arms["gradient"][0]["curves"]
         named = {title: list(zip(found["z"], found[name], strict=True)) for name, title in _GRADIENTS.items()}
-        curves(named, figures / GRADIENT_FIGURE, "input z", "derivative of the loss", logarithmic=False)
+        curves(
+            named, figures / GRADIENT_FIGURE, "input z", "derivative of the loss", logarithmic=False,
+            dots=(_GRADIENTS["finite_difference"],),
+        )  # fmt: skip
         lines += [f"![finite differences, ours and the published code's, over z]({GRADIENT_FIGURE})", ""]
     lines += [
         "The derivative of a random linear loss by one input, a small problem solved to convergence: finite "
