@@ -264,6 +264,21 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, task):
     assert rows[0] == rows[1]
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+
+    def dies(self, state):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "__call__", dies)
+        with pytest.raises(Killed):
+            main(["train", "satnet", *SMALL, "--epochs", "1", "--out", str(path)])
+    assert main(["train", "satnet", "--resume", str(path)]) == 0
+    rows = read_metrics(path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 10] and [row["epoch"] for row in rows] == [0, 1]
+
+
 def test_training_ends_by_time_or_without_progress():
     config = SATNetConfig(minutes=2.0, patience=2)
     assert stop_reason(config, [1.0, 0.5], 60.0) == ""

@@ -129,7 +129,7 @@ def _loop(
     with (
         run.lock(),
         Interrupt() as interrupt,
-        MetricsLog(run.metrics, state.step, tensorboard) as metrics,
+        MetricsLog(run.metrics, state.step or -1, tensorboard) as metrics,  # step 0 is logged anew
         progress(config.steps, state.step, "training") as bar,
     ):
         if state.step == 0:
