@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from tenfold.cli import main
+from tenfold.data.sudoku import all_boards, is_input, one_hot
 from tenfold.engine import checkpoint
 from tenfold.engine.metrics import read_metrics
 from tenfold.methods.satnet import data, decode
 from tenfold.methods.satnet.config import TASKS, DataConfig, LayerConfig, SATNetConfig, laptop, paper, presets
 from tenfold.methods.satnet.data import prepare
 from tenfold.methods.satnet.model import Model, loss_of
-from tenfold.methods.satnet.problems import Problems
-from tenfold.methods.satnet.scores import evaluate_split
+from tenfold.methods.satnet.problems import Batch, Problems
+from tenfold.methods.satnet.scores import Scores, evaluate_split, score
 from tenfold.methods.satnet.step import TrainingState, TrainingStep
 from tenfold.methods.satnet.train import stop_reason
 
@@ -58,6 +59,29 @@ def test_the_layer_learns_4x4_boards_and_not_from_labels_of_other_boards():
     wrong = Problems(replace(problems.train, label=label), problems.test)
     control = trained(config, wrong, 80)
     assert evaluate_split(control.model, config, problems, problems.test)["valid_boards"] < 0.2
+
+
+def test_scores_by_hand():
+    boards = np.array(all_boards(4), np.uint8)
+    solutions, given = boards[:4], np.zeros((4, 16), np.uint8)
+    given[:, :6] = solutions[:, :6]
+    answers = solutions.copy()
+    answers[1] = boards[100]  # valid, but not the solution
+    answers[2, 0] = answers[2, 0] % 4 + 1  # a given cell wrong
+    answers[3, 7:10] = answers[3, 7:10] % 4 + 1  # three unknown cells wrong
+    z, label, output = (torch.from_numpy(one_hot(part)) for part in (given, solutions, answers))
+    batch = Batch(z, torch.from_numpy(is_input(given)), label, torch.empty(0))
+    same = boards[100] == solutions[1]
+    for order in (None, torch.randperm(64, generator=torch.Generator().manual_seed(0))):
+        if order is not None:
+            batch = Batch(z[:, order], batch.is_input[:, order], label[:, order], batch.images)
+            output = output[:, order]
+        scores = Scores()
+        score(scores, output, batch, laptop("sudoku4"), order)
+        found = scores.shares()
+        assert found["valid_boards"] == 0.5 and found["exact_boards"] == 0.25
+        assert found["given_accuracy"] == pytest.approx((18 + same[:6].sum() - 1) / 24)
+        assert found["unknown_accuracy"] == pytest.approx((30 + same[6:].sum() - 3) / 40)
 
 
 def test_permuted_bits_are_learnt_and_scored_like_others():
