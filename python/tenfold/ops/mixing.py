@@ -148,6 +148,9 @@ def mixing_forward(
             variable, k, max_iter or eps out of range, order no permutation.
         TypeError: another type, or arrays of different libraries or devices.
 
+    On a GPU wrong values are raised later (`tenfold.ops.synchronize`), and such a sample's z is NaN until
+    then; an order that holds a variable twice, and a V0 that is not finite, are not found there.
+
     With n_f free variables a sweep takes min(n_f^2, 2 n_f m) k multiplications a sample. Memory beside the
     result: N^2 floats for S S^T, and per thread n_f max(min(n_f, 2 m), m); no array of B N m.
     """
