@@ -313,9 +313,10 @@ def test_training_ends_by_time_or_without_progress():
     assert stop_reason(SATNetConfig(), [1.0] * 50, 1e9) == ""
 
 
-def test_a_run_that_ended_early_is_not_trained_on(tmp_path):
+def test_a_run_that_ended_early_is_not_trained_on(tmp_path, capsys):
     path = tmp_path / "run"
     assert main(["train", "satnet", *SMALL, "--minutes", "1e-9", "--out", str(path)]) == 0
+    assert "1e-09 minutes are over" in capsys.readouterr().err
     evaluation = (path / "evaluation.json").read_text()
     assert json.loads(evaluation)["epochs"] == 1 and "minutes" in json.loads(evaluation)["stopped"]
     assert "Ended early" in (path / "report.md").read_text()

@@ -126,6 +126,8 @@ def _loop(
     step, every = TrainingStep(config, problems), config.checkpoint_every or config.steps_per_epoch
     seconds = _seconds_so_far(run, state.step)
     shown: dict[str, float] = {}
+    if config.minutes:
+        _say(f"ends with the pass in which {config.minutes:g} minutes are over, whatever the time to the end")
     with (
         run.lock(),
         Interrupt() as interrupt,
