@@ -490,6 +490,36 @@ def test_wrong_arguments(library):
         mixing(S, np.asarray(z) if library == "torch" else pytest.importorskip("torch").tensor(z), is_input)
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_whole_numbers_and_lists(library):
+    convert = np.asarray if library == "numpy" else pytest.importorskip("torch").from_numpy
+    S, z, is_input = map(convert, problem(4, 6, 2, 5))
+    want = mixing(S, z, is_input, seed=3, offset=2, max_iter=9)[0]
+    got = mixing(S, z, is_input, seed=np.int64(3), offset=np.int32(2), max_iter=np.uint8(9))[0]
+    assert np.array_equal(got, want)
+    for name in ("seed", "offset", "max_iter"):
+        refused(TypeError, f"{name} is 1.5, want a whole number", mixing, S, z, is_input, **{name: 1.5})
+    solution = mixing_forward(S, z, is_input)
+    for name in ("order", "V0"):
+        refused(TypeError, f"{name} is a", mixing, S, z, is_input, **{name: [1.0]})
+    refused(TypeError, "out_grad is a", mixing_backward, S, z, is_input, solution, [1.0])
+
+
+def test_under_autocast():
+    torch = pytest.importorskip("torch")
+    S, z, is_input = tensors((6, 8, 2, 5))
+    rounded = z.detach().bfloat16()
+    want = mixing(S, rounded.float().requires_grad_(), is_input, seed=2)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        low = rounded.requires_grad_()
+        got = mixing(S, low, is_input, seed=2)[0]
+        assert torch.equal(mixing_forward(S, low, is_input, seed=2).z, got)
+    assert got.dtype == torch.float32 and torch.equal(got, want)
+    got.sum().backward()
+    assert low.grad.dtype == torch.bfloat16 and S.grad.dtype == torch.float32
+    refused(TypeError, "z has type bfloat16, want float32", mixing, S, low, is_input)
+
+
 def test_bound_of_the_width():
     assert [bound(N) for N in (2, 8, 97, 1030)] == [3, 5, 15, 47]
     assert all(bound(N) == reference.bound(N) for N in range(1, 3000))

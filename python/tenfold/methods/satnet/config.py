@@ -62,7 +62,7 @@ class DataConfig:
     givens: tuple[int, int] = (24, 40)
     """Fewest and most given cells of a puzzle."""
     mean_givens: float = 36.2
-    """Mean of the number of given cells; the default is that of the published puzzles."""
+    """Mean of the number of given cells; 36.2 is that of the published puzzles."""
     puzzle_seed: int = 0
     """Seed of the puzzles, bit strings and choice of digits, so that runs of several seeds share them."""
     puzzles: str = ""

@@ -103,7 +103,7 @@ def visual_cells() -> Iterator[Cell]:
 def grounding_cells() -> Iterator[Cell]:
     """The self-supervised route, two seeds side by side."""
     for seed in (0, 1):
-        config = replace(paper("visual-ungrounded"), shuffle=True, seed=seed, minutes=20.0, patience=3)
+        config = replace(paper("visual-ungrounded"), shuffle=True, seed=seed, minutes=20.0)
         yield Cell("self-supervised", replace(config, proofreader=True), "grounding", seconds=3000)
 
 
