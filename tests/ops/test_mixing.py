@@ -455,6 +455,7 @@ def test_wrong_arguments(library):
     for value, said in ((math.nan, "nan"), (-0.1, "-0.1"), (1.5, "1.5"), (math.inf, "inf")):
         no(f"z[2, 3] is {said}", mixing, *changed(1, (2, 3), value))
     no("S[8, 4] is nan, want a finite number", mixing, *changed(0, (8, 4), math.nan))
+    no("the squares of S[8] add up to more than 1e18 divided by the 9 rows", mixing, *changed(0, (8, 4), 1e9))
     no("is_input[1] is True everywhere", mixing, *changed(2, 1, True))
     no("is_input is True everywhere", mixing, S, z, convert(np.ones(6, bool)))
     refused(TypeError, "is_input has type int32, want bool", mixing, S, z, convert(arrays[2].astype("i4")))
@@ -475,6 +476,8 @@ def test_wrong_arguments(library):
     no("max_iter is 0, want 1 or more", mixing, S, z, is_input, max_iter=0)
     for eps in (-1.0, math.nan, math.inf):
         no("eps is", mixing, S, z, is_input, eps=eps)
+    refused(TypeError, "eps is '1e-3', want a number", mixing, S, z, is_input, eps="1e-3")
+    refused(TypeError, "prox_lam is None, want a number", mixing, S, z, is_input, prox_lam=None)
     no("compat is 'public', want None or 'official'", mixing, S, z, is_input, compat="public")
     order = convert(np.array([1, 2, 3, 4, 5, 6, 8, 8], np.int32))
     no("order[7] is 8, want each variable from 1 to 8 once", mixing, S, z, is_input, order=order)
@@ -483,6 +486,7 @@ def test_wrong_arguments(library):
     solution = mixing_forward(S, z, is_input)
     no("prox_lam is 0", mixing_backward, S, z, is_input, solution, z, prox_lam=0.0)
     no("sweeps is -2", mixing_backward, S, z, is_input, solution, z, sweeps=-2)
+    no("z[2, 3] is nan", mixing_backward, *changed(1, (2, 3), math.nan), solution, z)
     no("z_grad has shape (3, 6)", mixing_backward, S, z, is_input, solution, z[:3])
     no("compat is 1", mixing_backward, S, z, is_input, solution, z, compat=1)
     other = "torch" if library == "numpy" else "numpy"

@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from tenfold import _core
-from tenfold.ops._arrays import Array, allocate, is_torch, module_of, whole
+from tenfold.ops._arrays import Array, allocate, is_torch, module_of, number, whole
 
 __all__ = ["Report", "Solution", "bound", "mixing", "mixing_backward", "mixing_forward"]
 
@@ -101,6 +101,7 @@ def mixing(
     Returns:
         (B, n) float32, and the report.
     """
+    eps, prox_lam = number("eps", eps), number("prox_lam", prox_lam)
     if is_torch(S):
         from tenfold.ops import _mixing_torch
 
@@ -154,6 +155,7 @@ def mixing_forward(
     With n_f free variables a sweep takes min(n_f^2, 2 n_f m) k multiplications a sample. Memory beside the
     result: N^2 floats for S S^T, and per thread n_f max(min(n_f, 2 m), m); no array of B N m.
     """
+    eps = number("eps", eps)
     if is_torch(S):
         from tenfold.ops import _mixing_torch
 
@@ -198,7 +200,7 @@ def mixing_backward(
     Raises:
         ValueError, TypeError: as `mixing_forward`; prox_lam not positive, sweeps negative, unknown compat.
     """
-    official = _check_compat(compat)
+    official, prox_lam = _check_compat(compat), number("prox_lam", prox_lam)
     if is_torch(S):
         from tenfold.ops import _mixing_torch
 
