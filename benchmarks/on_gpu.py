@@ -179,8 +179,7 @@ def calling(form: Form, backward: bool) -> Call:
 
 
 def compiled(form: Form, backward: bool) -> dict[str, Call]:
-    """`form` under torch.compile, which gives up on a function after a few shapes and types of it."""
-    torch.compiler.reset()
+    """`form` under torch.compile."""
     return {"torch.compile": calling(torch.compile(form, dynamic=False), backward)}
 
 
