@@ -38,8 +38,11 @@ _CURVE = (
 
 
 def run_cell(cell: Cell, runs: Path, target: Path) -> int:
-    """Compute one cell and write its file; the exit status of training where that was interrupted."""
-    began = time.perf_counter()
+    """Compute one cell and write its file; the exit status of training where that was interrupted.
+
+    Its seconds are the processor's, of its one thread: cells that share a core with others wait.
+    """
+    began = time.process_time()
     kinds: dict[str, Callable[[Cell, Path], dict[str, Any] | int]] = {
         "run": _run,
         "mapping": _mapping,
@@ -50,7 +53,7 @@ def run_cell(cell: Cell, runs: Path, target: Path) -> int:
     if isinstance(found, int):
         return found
     trained = found.get("training_seconds", 0.0) + found.get("rules", {}).get("training_seconds", 0.0)
-    seconds = max(time.perf_counter() - began, trained)  # a cell that goes on has been trained before
+    seconds = max(time.process_time() - began, trained)  # a cell that goes on has been trained before
     result = {
         "arm": cell.arm,
         "seed": cell.config.seed,
@@ -103,11 +106,11 @@ def _mapping(cell: Cell, runs: Path) -> dict[str, Any]:
         _prepared[key] = prepare(cell.config)
     problems = _prepared[key]
     step, state = TrainingStep(cell.config, problems), TrainingState.fresh(cell.config)
-    began, losses = time.perf_counter(), []
+    began, losses = time.process_time(), []
     try:
         while state.step < cell.config.steps:
             losses.append(step(state))
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         scores = evaluate_split(state.model, cell.config, problems, problems.test)
     except DivergenceError:  # by the plan such a run has failed, with no answer right
         return {"test": {"accuracy": 0.0}, "diverged": state.step, "training_seconds": 0.0}

@@ -207,7 +207,7 @@ def laptop(task: Task = "sudoku4") -> SATNetConfig:
         data = DataConfig(train=60_000, test=10_000)
         return SATNetConfig(task, layer, data, output="sigmoid", loss_mask="unknown", batch=100, epochs=2)
     if task == "parity":
-        return replace(paper(task), shuffle=True)
+        return replace(paper(task), shuffle=True, optimizer="adam")
     minutes = replace(paper(task), shuffle=True, minutes=_HOUR)
     return replace(minutes, backbone_lr=1e-3) if task == "visual-ungrounded" else minutes
 

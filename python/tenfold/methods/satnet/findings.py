@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tenfold.methods.satnet.plan import ANCHORS, LINEAR, MAPPING_SEEDS, mapping_settings
+from tenfold.methods.satnet.plan import ANCHORS, LINEAR, MAPPING_SEEDS, PARITY_ARMS, mapping_settings
 
 Result = dict[str, Any]
 Arms = Mapping[str, list[Result]]
@@ -80,7 +80,7 @@ def findings(arms: Arms) -> Iterator[str]:
     for arm in ("sudoku", "permuted"):
         for result in arms.get(arm, []):
             yield _boards(arm, result)
-    for arm in ("parity20", "parity40"):
+    for arm in PARITY_ARMS:
         if arm in arms:
             yield _parity(arm, arms[arm])
     for arm in ("visual-leaky", "visual-ungrounded", "visual-ungrounded-tuned"):

@@ -20,7 +20,7 @@ from tenfold.methods.satnet.findings import (
     mcnemar,
     pairs,
 )
-from tenfold.methods.satnet.plan import LINEAR, Cell, mapping_settings
+from tenfold.methods.satnet.plan import LINEAR, PARITY_ARMS, Cell, mapping_settings
 
 GRADIENT_FIGURE, BOARD_FIGURE = "satnet_gradient.png", "satnet_boards.png"
 _GRADIENTS = {
@@ -189,7 +189,7 @@ def _board_row(name: str, seed: int, training: Result, scores: Result) -> list[s
 
 
 def _parity(arms: Arms, figures: Path | None) -> list[str]:
-    present = [arm for arm in ("parity20", "parity40") if arm in arms]
+    present = [arm for arm in PARITY_ARMS if arm in arms]
     if not present:
         return []
     columns = ("arm", "seed", "after 1 pass", "5", "10", "20", "minutes")
