@@ -1,0 +1,404 @@
+// Sweeps over one sample by one block: groups of free variables, as csrc/mixing/blocked.h has them.
+//
+// Warp 0 visits the variables of a group one after the other, a lane having one component (or more) of all
+// their g. Meanwhile the other warps gather the g of the next group from all variables that lie in neither...
+// the group being visited: sums in registers, entries of C through shared memory, rows of x from global
+// memory (first-level cache). What is missing of the next group's g follows when the visits are over. All
+// sums are added up in one order.
+//
+// By count, for k = 32 and 705 free variables (sm_90a): see mixing_cuda.cu.
+#pragma once
+
+#include <cstdint>
+
+#include "core/cuda.cuh"
+#include "mixing/block.cuh"
+#include "mixing/mixing.h"
+
+namespace tenfold::mixing::cuda {
+namespace {
+
+constexpr int kTileFloats = 1024;  // of a group's g: variables times components
+constexpr int kMostWidth = kTileFloats;
+constexpr int kTileQuads = kTileFloats / 4;
+constexpr int kChunkFloats = 256;  // of C, staged by a warp at a time; it has two such buffers
+
+// The shape of a group: how many variables of which width, and what of its g a lane has.
+template <int rows>
+struct Group {
+  static constexpr int kRows = rows, kWidth = kTileFloats / rows;  // kWidth: k rounded up
+  static constexpr int kColumns = kWidth / kWarp;                  // of a lane that visits
+  static constexpr int kOwnRows = rows < 8 ? rows : 8;             // of a lane that gathers,
+  static constexpr int kOwnQuads = 8 / kOwnRows;                   // times 4 components
+  static constexpr int kRowLanes = rows / kOwnRows, kColumnLanes = kWarp / kRowLanes;
+  static constexpr int kChunk = kChunkFloats / rows < kWarp ? kChunkFloats / rows : kWarp;  // variables
+  static constexpr int kEach = kChunk * rows / kWarp;  // entries of C that a lane brings
+  static constexpr int kKeyQuads = (rows + 3) / 4;     // of a row of entries within a group
+};
+
+inline int64_t padded_width(int64_t width) {
+  int64_t padded = kWarp;
+  while (padded < width && padded < kMostWidth) padded *= 2;
+  return padded;
+}
+
+// What a free variable has beside its vectors.
+struct alignas(16) Slot {
+  float first, second;  // of the constant part of g, see Descend and Adjust
+  float norm;           // |g|, or the factor of Adjust
+  int32_t variable;
+};
+
+// A sample being solved. Free variables are counted in the order of the visits.
+struct Sample {
+  const float* C;         // (N, N), by place
+  int64_t variables;      // N
+  const int32_t* places;  // (free)
+  Slot* slots;            // (free)
+  float* x;               // (free, kWidth): V, or U
+  int64_t free;
+};
+
+struct Rows {
+  int64_t first;
+  int count;
+};
+
+__device__ __forceinline__ Rows rows_within(int64_t first, int64_t end, int most) {
+  const int64_t left = end - first;
+  return {first, left < most ? (left > 0 ? static_cast<int>(left) : 0) : most};
+}
+
+// ---- gathering ----
+
+// Entries of C, on their way to shared memory: those that free variables `from` have in the row of variable
+// `place`, which is the caller's alone. Read where neighbours of a warp are neighbours in memory: C is
+// symmetric.
+template <class G>
+struct Entries {
+  float value[G::kEach];
+
+  __device__ __forceinline__ void load(const Sample& s, const Rows& from, int64_t place) {
+    const int lane = lane_of_thread();
+#pragma unroll
+    for (int u = 0; u < G::kEach; ++u) {
+      const int j = (lane + u * kWarp) / G::kRows;
+      value[u] = 0.0f;
+      if (j >= from.count) continue;
+      const int64_t other = s.places[from.first + j];
+      if (other != place) value[u] = s.C[other * s.variables + place];
+    }
+  }
+
+  template <class Tiles>
+  __device__ __forceinline__ void store(Tiles& tiles, int begin) const {
+    const int lane = lane_of_thread();
+#pragma unroll
+    for (int u = 0; u < G::kEach; ++u) {
+      const int at = lane + u * kWarp;
+      tiles[begin + at / 4].of[at % 4] = value[u];
+    }
+  }
+};
+
+// A lane's part of a group's g.
+template <class G>
+struct Sums {
+  float of[G::kOwnRows][4 * G::kOwnQuads];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < G::kOwnRows; ++i) {
+#pragma unroll
+      for (int c = 0; c < 4 * G::kOwnQuads; ++c) of[i][c] = 0.0f;
+    }
+  }
+
+  // Adds the products of staged entries of C and rows of x.
+  template <class Tiles>
+  __device__ __forceinline__ void add(Tiles& tiles, int begin, const Sample& s, const Rows& from) {
+    const int row = lane_of_thread() / G::kColumnLanes * G::kOwnRows;
+    const Quad* const x =
+        reinterpret_cast<const Quad*>(s.x + from.first * G::kWidth) + lane_of_thread() % G::kColumnLanes;
+#pragma unroll 4
+    for (int j = 0; j < from.count; ++j) {
+      float entry[G::kOwnRows];
+      read_entries(entry, tiles, begin, j * G::kRows + row);
+#pragma unroll
+      for (int q = 0; q < G::kOwnQuads; ++q) {
+        const Quad value = x[j * (G::kWidth / 4) + q * G::kColumnLanes];
+#pragma unroll
+        for (int i = 0; i < G::kOwnRows; ++i) {
+#pragma unroll
+          for (int c = 0; c < 4; ++c) of[i][4 * q + c] += entry[i] * value.of[c];
+        }
+      }
+    }
+  }
+
+  template <class Tiles>
+  __device__ __forceinline__ void store(Tiles& tiles, int begin) const {
+    const int row = lane_of_thread() / G::kColumnLanes * G::kOwnRows;
+    const int quad = lane_of_thread() % G::kColumnLanes;
+#pragma unroll
+    for (int i = 0; i < G::kOwnRows; ++i) {
+#pragma unroll
+      for (int q = 0; q < G::kOwnQuads; ++q) {
+        tiles[begin + (row + i) * (G::kWidth / 4) + q * G::kColumnLanes + quad] = {
+            of[i][4 * q], of[i][4 * q + 1], of[i][4 * q + 2], of[i][4 * q + 3]};
+      }
+    }
+  }
+
+ private:
+  template <class Tiles>
+  static __device__ __forceinline__ void read_entries(float (&entry)[G::kOwnRows], Tiles& tiles, int begin,
+                                                      int at) {
+    if constexpr (G::kOwnRows >= 4) {
+#pragma unroll
+      for (int i = 0; i < G::kOwnRows; i += 4) {
+        const Quad quad = tiles[begin + (at + i) / 4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) entry[i + e] = quad.of[e];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < G::kOwnRows; ++i) entry[i] = tiles[begin + (at + i) / 4].of[(at + i) % 4];
+    }
+  }
+};
+
+// Adds what all variables but those of the group `left` out give, in chunks: warps 1, 2, ... in turns.
+template <class G, class Tiles>
+__device__ __forceinline__ void gather(Sums<G>& sums, Tiles& tiles, const Sample& s, const Rows& left,
+                                       int64_t place) {
+  const int64_t before = (left.first + G::kChunk - 1) / G::kChunk, after = left.first + left.count;
+  const int64_t chunks = before + (s.free - after + G::kChunk - 1) / G::kChunk;
+  const auto chunk_at = [&](int64_t chunk) {
+    if (chunk < before) return rows_within(chunk * G::kChunk, left.first, G::kChunk);
+    return rows_within(after + (chunk - before) * G::kChunk, s.free, G::kChunk);
+  };
+  const int warp = warp_of_thread();
+  int begin = warp * kTileQuads;
+  Entries<G> entries;
+  Rows now = chunk_at(warp - 1);
+  entries.load(s, now, place);
+  for (int64_t chunk = warp - 1; chunk < chunks; chunk += kWarps - 1) {
+    entries.store(tiles, begin);
+    __syncwarp();  // also: the other buffer, filled next, is no longer read
+    const Rows next = chunk_at(chunk + kWarps - 1);
+    entries.load(s, next, place);
+    sums.add(tiles, begin, s, now);
+    now = next;
+    begin ^= kChunkFloats / 4;
+  }
+  __syncwarp();
+}
+
+// ---- visiting ----
+
+// Entries of C within a group, as the visits want them: row r holds those of variables r, r + 1, ... in the
+// row of variable r - 1; 0 where there is none.
+template <class G, class Within>
+__device__ __forceinline__ void write_within(Within& within, int begin, const Sample& s, const Rows& group) {
+  constexpr int kKeys = 4 * G::kKeyQuads;
+  for (int at = static_cast<int>(threadIdx.x) - kWarp; at < G::kRows * kKeys; at += kThreads - kWarp) {
+    const int r = at / kKeys, below = r + at % kKeys;
+    const bool there = r > 0 && r < group.count && below < group.count;
+    within[begin + at / 4].of[at % 4] =
+        there ? s.C[s.places[group.first + r - 1] * s.variables + s.places[group.first + below]] : 0.0f;
+  }
+}
+
+// Visits the variables of a group. A warp; g[t] is that of the t-th variable from the one being visited. What
+// a visit changes reaches the next variable's g at once and all others while that one's norm is added up.
+template <class G, class Totals, class Within, class Move>
+__device__ __forceinline__ void visit(Totals& totals, Within& within, int begin, const Sample& s,
+                                      const Rows& group, Move& move) {
+  const int lane = lane_of_thread();
+  float g[G::kRows][G::kColumns], change[G::kColumns];
+#pragma unroll
+  for (int r = 0; r < G::kRows; ++r) {
+#pragma unroll
+    for (int c = 0; c < G::kColumns; ++c)
+      g[r][c] = totals[r * (G::kWidth / 4) + c * (kWarp / 4) + lane / 4].of[lane % 4];
+  }
+#pragma unroll
+  for (int c = 0; c < G::kColumns; ++c) change[c] = 0.0f;
+  typename Move::Row ahead = move.read(s, group.first);
+  float key_ahead = 0.0f;
+  for (int r = 0; r < group.count; ++r) {
+    const typename Move::Row row = ahead;
+    const float key = key_ahead;
+    const int next = r + 1 < group.count ? r + 1 : r;
+    ahead = move.read(s, group.first + next);
+    key_ahead = within[begin + next * G::kKeyQuads].of[0];
+    float mine[G::kColumns];
+#pragma unroll
+    for (int c = 0; c < G::kColumns; ++c) mine[c] = g[0][c] + row.constant(c) + key * change[c];
+#pragma unroll
+    for (int q = 0; q < G::kKeyQuads; ++q) {
+      const Quad keys = within[begin + r * G::kKeyQuads + q];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int t = 4 * q + e;
+        if (t == 0 || t >= G::kRows) continue;
+#pragma unroll
+        for (int c = 0; c < G::kColumns; ++c) g[t - 1][c] = g[t][c] + keys.of[e] * change[c];
+      }
+    }
+    move.step(s, group.first + r, row, mine, change);
+  }
+}
+
+// v = -g / |g|; the constant part of g lies in its components 0 and 1.
+template <class G>
+struct Descend {
+  float eps;
+  float delta = 0.0f, first = 0.0f;  // the objective's change in this sweep, a lane's part; in the first
+
+  struct Row {
+    Slot slot;
+    float x[G::kColumns];
+    __device__ __forceinline__ float constant(int c) const {
+      const int component = lane_of_thread() + c * kWarp;
+      return component == 0 ? slot.first : (component == 1 ? slot.second : 0.0f);
+    }
+  };
+
+  __device__ __forceinline__ Row read(const Sample& s, int64_t i) const {
+    Row row;
+    row.slot = s.slots[i];
+#pragma unroll
+    for (int c = 0; c < G::kColumns; ++c) row.x[c] = s.x[i * G::kWidth + c * kWarp + lane_of_thread()];
+    return row;
+  }
+
+  __device__ __forceinline__ void step(const Sample& s, int64_t i, const Row& row,
+                                       const float (&g)[G::kColumns], float (&change)[G::kColumns]) {
+    float square = 0.0f;
+#pragma unroll
+    for (int c = 0; c < G::kColumns; ++c) square += g[c] * g[c];
+    square = warp_sum(square);
+    const bool moves = square >= kLeastSquare;
+    const float inverse = moves ? rsqrtf(square) : 0.0f, norm = moves ? square * inverse : 0.0f;
+#pragma unroll
+    for (int c = 0; c < G::kColumns; ++c) {
+      const float next = moves ? -g[c] * inverse : row.x[c];
+      change[c] = next - row.x[c];
+      delta += norm * (change[c] * change[c]);
+      s.x[i * G::kWidth + c * kWarp + lane_of_thread()] = next;
+    }
+    if (lane_of_thread() == 0) s.slots[i].norm = norm;
+  }
+
+  __device__ __forceinline__ bool ends(int32_t sweep) {
+    const float all = warp_sum(delta);
+    delta = 0.0f;
+    if (sweep > 0) return all < eps * first;
+    first = all;
+    return false;
+  }
+};
+
+// u = factor (I - v v^T) g; the constant part of g is slot.first in component 0, slot.second v in the others.
+template <class G>
+struct Adjust {
+  const float* v;  // (free, width)
+  int64_t width;
+
+  struct Row {
+    Slot slot;
+    float x[G::kColumns], v[G::kColumns];
+    __device__ __forceinline__ float constant(int c) const {
+      return lane_of_thread() + c * kWarp == 0 ? slot.first : slot.second * v[c];
+    }
+  };
+
+  __device__ __forceinline__ Row read(const Sample& s, int64_t i) const {
+    Row row;
+    row.slot = s.slots[i];
+#pragma unroll
+    for (int c = 0; c < G::kColumns; ++c) {
+      const int component = c * kWarp + lane_of_thread();
+      row.x[c] = s.x[i * G::kWidth + component];
+      row.v[c] = component < width ? v[i * width + component] : 0.0f;
+    }
+    return row;
+  }
+
+  __device__ __forceinline__ void step(const Sample& s, int64_t i, const Row& row,
+                                       const float (&g)[G::kColumns], float (&change)[G::kColumns]) {
+    float along = 0.0f;
+#pragma unroll
+    for (int c = 0; c < G::kColumns; ++c) along += g[c] * row.v[c];
+    along = warp_sum(along);
+#pragma unroll
+    for (int c = 0; c < G::kColumns; ++c) {
+      const float next = (g[c] - along * row.v[c]) * row.slot.norm;
+      change[c] = next - row.x[c];
+      s.x[i * G::kWidth + c * kWarp + lane_of_thread()] = next;
+    }
+  }
+
+  __device__ __forceinline__ bool ends(int32_t) { return false; }
+};
+
+// Up to `most` sweeps, one or more, of a sample with a free variable or more. Returns the number of the
+// sweep that ended the sample, from 0, or `most`. Begins and ends with all threads at one place.
+//
+// tiles: kWarps kTileQuads Quads, in turns a warp's two buffers of entries and its sums; totals: kTileQuads;
+// within: two groups' entries; ended: one int.
+template <class G, class Move, class Tiles, class Totals, class Within, class Ended>
+__device__ int32_t run_sweeps(Tiles& tiles, Totals& totals, Within& within, Ended& ended, const Sample& s,
+                              Move& move, int32_t most) {
+  const int thread = static_cast<int>(threadIdx.x), lane = lane_of_thread(), warp = warp_of_thread();
+  const int64_t last = (s.free - 1) / G::kRows * G::kRows;
+  Rows visited = rows_within(last, s.free, G::kRows);  // at first by nobody: it only lies before the first
+  int32_t sweep = -1;
+  for (int keys = 0;; keys ^= G::kRows * G::kKeyQuads) {
+    const bool sweep_ends = visited.first == last;
+    const Rows next = rows_within(sweep_ends ? 0 : visited.first + G::kRows, s.free, G::kRows);
+    const int row = lane % G::kRows;
+    const int64_t place = s.places[next.first + (row < next.count ? row : 0)];
+    Sums<G> sums;
+    sums.clear();
+    if (warp > 0) {
+      write_within<G>(within, keys, s, next);
+      gather<G>(sums, tiles, s, visited, place);
+    } else if (sweep >= 0) {
+      visit<G>(totals, within, keys ^ (G::kRows * G::kKeyQuads), s, visited, move);
+      if (sweep_ends) {
+        const bool ends = move.ends(sweep);
+        if (lane == 0) ended[0] = ends ? 1 : 0;
+      }
+    }
+    const int begin = warp * G::kRows / kWarps, end = (warp + 1) * G::kRows / kWarps;
+    const Rows mine = rows_within(visited.first + begin, visited.first + visited.count, end - begin);
+    Entries<G> entries;
+    entries.load(s, mine, place);
+    __syncthreads();  // what was visited has moved, its g and entries are read
+    if (sweep_ends) {
+      if (sweep >= 0 && ended[0] != 0) return sweep;
+      if (++sweep == most) return most;
+    }
+    entries.store(tiles, warp * kTileQuads);
+    __syncwarp();
+    sums.add(tiles, warp * kTileQuads, s, mine);
+    __syncwarp();
+    sums.store(tiles, warp * kTileQuads);
+    __syncthreads();
+    Quad total = tiles[thread];
+    for (int other = 1; other < kWarps; ++other) {
+      const Quad more = tiles[other * kTileQuads + thread];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) total.of[e] += more.of[e];
+    }
+    totals[thread] = total;
+    __syncthreads();
+    visited = next;
+  }
+}
+
+}  // namespace
+}  // namespace tenfold::mixing::cuda
