@@ -15,8 +15,8 @@ struct alignas(16) Quad {  // read and written as 16 bytes
   float of[4];
 };
 
-__device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x) % kWarp; }
-__device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x) / kWarp; }
+__device__ __forceinline__ unsigned lane_of_thread() { return threadIdx.x % kWarp; }
+__device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x / kWarp); }
 
 // The same bits in every lane.
 __device__ __forceinline__ float warp_sum(float value) {

@@ -52,53 +52,70 @@ struct alignas(16) Slot {
 // A sample being solved. Free variables are counted in the order of the visits.
 struct Sample {
   const float* C;         // (N, N), by place
-  int64_t variables;      // N
+  uint32_t variables;     // N
   const int32_t* places;  // (free)
   Slot* slots;            // (free)
   float* x;               // (free, kWidth): V, or U
-  int64_t free;
+  int free;               // fewer than 2^31, as rows of S are
 };
+
+template <class G>
+__device__ __forceinline__ float* row_of(const Sample& s, int i) {
+  return s.x + int64_t{i} * G::kWidth;
+}
+
+// The c-th component of a lane that visits.
+template <class G>
+__device__ __forceinline__ int component_of(int c) {
+  return c * kWarp + lane_of_thread();
+}
 
 struct Rows {
-  int64_t first;
-  int count;
+  int first, count;
 };
 
-__device__ __forceinline__ Rows rows_within(int64_t first, int64_t end, int most) {
-  const int64_t left = end - first;
-  return {first, left < most ? (left > 0 ? static_cast<int>(left) : 0) : most};
+__device__ __forceinline__ Rows rows_within(int first, int end, int most) {
+  const int left = end - first;
+  if (left <= 0) return {0, 0};
+  return {first, left < most ? left : most};
 }
 
 // ---- gathering ----
 
-// Entries of C, on their way to shared memory: those that free variables `from` have in the row of variable
-// `place`, which is the caller's alone. Read where neighbours of a warp are neighbours in memory: C is
-// symmetric.
+// Entries of C, on their way to shared memory: those that free variables `from` have in the row of the
+// variable at `place`, which is the caller's alone. C is symmetric: they are read where neighbours in a warp
+// are neighbours in memory. Nothing waits for them before `store`.
 template <class G>
-struct Entries {
-  float value[G::kEach];
-
-  __device__ __forceinline__ void load(const Sample& s, const Rows& from, int64_t place) {
-    const int lane = lane_of_thread();
+class Entries {
+ public:
+  __device__ __forceinline__ void load(const Sample& s, const Rows& from, int place) {
+    const float* const column = s.C + place;
+    int other[G::kEach];
+#pragma unroll
+    for (int u = 0; u < G::kEach; ++u) other[u] = s.places[from.first + (row(u) < from.count ? row(u) : 0)];
+    wanted_ = 0;
 #pragma unroll
     for (int u = 0; u < G::kEach; ++u) {
-      const int j = (lane + u * kWarp) / G::kRows;
-      value[u] = 0.0f;
-      if (j >= from.count) continue;
-      const int64_t other = s.places[from.first + j];
-      if (other != place) value[u] = s.C[other * s.variables + place];
+      value_[u] = column[static_cast<uint64_t>(static_cast<uint32_t>(other[u])) * s.variables];
+      if (row(u) < from.count && other[u] != place) wanted_ |= 1u << u;
     }
   }
 
   template <class Tiles>
   __device__ __forceinline__ void store(Tiles& tiles, int begin) const {
-    const int lane = lane_of_thread();
+    const unsigned lane = lane_of_thread();
 #pragma unroll
-    for (int u = 0; u < G::kEach; ++u) {
-      const int at = lane + u * kWarp;
-      tiles[begin + at / 4].of[at % 4] = value[u];
-    }
+    for (int u = 0; u < G::kEach; ++u)
+      tiles[begin + u * (kWarp / 4) + lane / 4].of[lane % 4] = (wanted_ >> u & 1u) != 0 ? value_[u] : 0.0f;
   }
+
+ private:
+  static __device__ __forceinline__ int row(int u) {
+    return static_cast<int>(lane_of_thread() / G::kRows) + u * kWarp / G::kRows;
+  }
+
+  float value_[G::kEach];
+  unsigned wanted_;  // a bit each: neither the variable's own nor beyond the last
 };
 
 // A lane's part of a group's g.
@@ -117,29 +134,33 @@ struct Sums {
   // Adds the products of staged entries of C and rows of x.
   template <class Tiles>
   __device__ __forceinline__ void add(Tiles& tiles, int begin, const Sample& s, const Rows& from) {
-    const int row = lane_of_thread() / G::kColumnLanes * G::kOwnRows;
-    const Quad* const x =
-        reinterpret_cast<const Quad*>(s.x + from.first * G::kWidth) + lane_of_thread() % G::kColumnLanes;
-#pragma unroll 4
+    const unsigned row = lane_of_thread() / G::kColumnLanes * G::kOwnRows;
+    const Quad* x =
+        reinterpret_cast<const Quad*>(row_of<G>(s, from.first)) + lane_of_thread() % G::kColumnLanes;
+    unsigned at = 4 * begin + row;
+    constexpr int kUnroll = G::kOwnQuads > 2 ? 1 : 4;  // for want of registers
+#pragma unroll(kUnroll)
     for (int j = 0; j < from.count; ++j) {
       float entry[G::kOwnRows];
-      read_entries(entry, tiles, begin, j * G::kRows + row);
+      read_entries(entry, tiles, at);
 #pragma unroll
       for (int q = 0; q < G::kOwnQuads; ++q) {
-        const Quad value = x[j * (G::kWidth / 4) + q * G::kColumnLanes];
+        const Quad value = x[q * G::kColumnLanes];
 #pragma unroll
         for (int i = 0; i < G::kOwnRows; ++i) {
 #pragma unroll
           for (int c = 0; c < 4; ++c) of[i][4 * q + c] += entry[i] * value.of[c];
         }
       }
+      x += G::kWidth / 4;
+      at += G::kRows;
     }
   }
 
   template <class Tiles>
   __device__ __forceinline__ void store(Tiles& tiles, int begin) const {
-    const int row = lane_of_thread() / G::kColumnLanes * G::kOwnRows;
-    const int quad = lane_of_thread() % G::kColumnLanes;
+    const unsigned row = lane_of_thread() / G::kColumnLanes * G::kOwnRows;
+    const unsigned quad = lane_of_thread() % G::kColumnLanes;
 #pragma unroll
     for (int i = 0; i < G::kOwnRows; ++i) {
 #pragma unroll
@@ -152,18 +173,18 @@ struct Sums {
 
  private:
   template <class Tiles>
-  static __device__ __forceinline__ void read_entries(float (&entry)[G::kOwnRows], Tiles& tiles, int begin,
-                                                      int at) {
+  static __device__ __forceinline__ void read_entries(float (&entry)[G::kOwnRows], Tiles& tiles,
+                                                      unsigned at) {
     if constexpr (G::kOwnRows >= 4) {
 #pragma unroll
       for (int i = 0; i < G::kOwnRows; i += 4) {
-        const Quad quad = tiles[begin + (at + i) / 4];
+        const Quad quad = tiles[at / 4 + i / 4];
 #pragma unroll
         for (int e = 0; e < 4; ++e) entry[i + e] = quad.of[e];
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < G::kOwnRows; ++i) entry[i] = tiles[begin + (at + i) / 4].of[(at + i) % 4];
+      for (int i = 0; i < G::kOwnRows; ++i) entry[i] = tiles[(at + i) / 4].of[(at + i) % 4];
     }
   }
 };
@@ -171,10 +192,10 @@ struct Sums {
 // Adds what all variables but those of the group `left` out give, in chunks: warps 1, 2, ... in turns.
 template <class G, class Tiles>
 __device__ __forceinline__ void gather(Sums<G>& sums, Tiles& tiles, const Sample& s, const Rows& left,
-                                       int64_t place) {
-  const int64_t before = (left.first + G::kChunk - 1) / G::kChunk, after = left.first + left.count;
-  const int64_t chunks = before + (s.free - after + G::kChunk - 1) / G::kChunk;
-  const auto chunk_at = [&](int64_t chunk) {
+                                       int place) {
+  const int before = (left.first + G::kChunk - 1) / G::kChunk, after = left.first + left.count;
+  const int chunks = before + (s.free - after + G::kChunk - 1) / G::kChunk;
+  const auto chunk_at = [&](int chunk) {
     if (chunk < before) return rows_within(chunk * G::kChunk, left.first, G::kChunk);
     return rows_within(after + (chunk - before) * G::kChunk, s.free, G::kChunk);
   };
@@ -183,7 +204,7 @@ __device__ __forceinline__ void gather(Sums<G>& sums, Tiles& tiles, const Sample
   Entries<G> entries;
   Rows now = chunk_at(warp - 1);
   entries.load(s, now, place);
-  for (int64_t chunk = warp - 1; chunk < chunks; chunk += kWarps - 1) {
+  for (int chunk = warp - 1; chunk < chunks; chunk += kWarps - 1) {
     entries.store(tiles, begin);
     __syncwarp();  // also: the other buffer, filled next, is no longer read
     const Rows next = chunk_at(chunk + kWarps - 1);
@@ -201,12 +222,13 @@ __device__ __forceinline__ void gather(Sums<G>& sums, Tiles& tiles, const Sample
 // row of variable r - 1; 0 where there is none.
 template <class G, class Within>
 __device__ __forceinline__ void write_within(Within& within, int begin, const Sample& s, const Rows& group) {
-  constexpr int kKeys = 4 * G::kKeyQuads;
-  for (int at = static_cast<int>(threadIdx.x) - kWarp; at < G::kRows * kKeys; at += kThreads - kWarp) {
-    const int r = at / kKeys, below = r + at % kKeys;
+  constexpr unsigned kKeys = 4 * G::kKeyQuads;
+  for (unsigned at = threadIdx.x - kWarp; at < G::kRows * kKeys; at += kThreads - kWarp) {
+    const int r = static_cast<int>(at / kKeys), below = r + static_cast<int>(at % kKeys);
     const bool there = r > 0 && r < group.count && below < group.count;
     within[begin + at / 4].of[at % 4] =
-        there ? s.C[s.places[group.first + r - 1] * s.variables + s.places[group.first + below]] : 0.0f;
+        there ? s.C[int64_t{s.places[group.first + r - 1]} * s.variables + s.places[group.first + below]]
+              : 0.0f;
   }
 }
 
@@ -215,7 +237,7 @@ __device__ __forceinline__ void write_within(Within& within, int begin, const Sa
 template <class G, class Totals, class Within, class Move>
 __device__ __forceinline__ void visit(Totals& totals, Within& within, int begin, const Sample& s,
                                       const Rows& group, Move& move) {
-  const int lane = lane_of_thread();
+  const unsigned lane = lane_of_thread();
   float g[G::kRows][G::kColumns], change[G::kColumns];
 #pragma unroll
   for (int r = 0; r < G::kRows; ++r) {
@@ -235,7 +257,9 @@ __device__ __forceinline__ void visit(Totals& totals, Within& within, int begin,
     key_ahead = within[begin + next * G::kKeyQuads].of[0];
     float mine[G::kColumns];
 #pragma unroll
-    for (int c = 0; c < G::kColumns; ++c) mine[c] = g[0][c] + row.constant(c) + key * change[c];
+    for (int c = 0; c < G::kColumns; ++c)
+      mine[c] = g[0][c] + move.constant(row, c) + (G::kRows > 1 ? key * change[c] : 0.0f);
+    const float sum = warp_sum(move.product(row, mine));
 #pragma unroll
     for (int q = 0; q < G::kKeyQuads; ++q) {
       const Quad keys = within[begin + r * G::kKeyQuads + q];
@@ -247,47 +271,66 @@ __device__ __forceinline__ void visit(Totals& totals, Within& within, int begin,
         for (int c = 0; c < G::kColumns; ++c) g[t - 1][c] = g[t][c] + keys.of[e] * change[c];
       }
     }
-    move.step(s, group.first + r, row, mine, change);
+    move.step(s, group.first + r, row, mine, sum, change);
   }
 }
+
+// A lane's components of a row: read ahead of their use, where there are registers for them.
+template <class G>
+class Components {
+ public:
+  explicit __device__ __forceinline__ Components(const float* row) : row_(row) {
+#pragma unroll
+    for (int c = 0; c < kHeld; ++c) held_[c] = row_[component_of<G>(c)];
+  }
+  __device__ __forceinline__ float operator[](int c) const {
+    if constexpr (kHeld > 0) return held_[c];
+    return row_[component_of<G>(c)];
+  }
+
+ private:
+  static constexpr int kHeld = G::kColumns <= 2 ? G::kColumns : 0;
+  const float* row_;
+  float held_[kHeld > 0 ? kHeld : 1];
+};
 
 // v = -g / |g|; the constant part of g lies in its components 0 and 1.
 template <class G>
 struct Descend {
   float eps;
+  float is_first = lane_of_thread() == 0 ? 1.0f : 0.0f, is_second = lane_of_thread() == 1 ? 1.0f : 0.0f;
   float delta = 0.0f, first = 0.0f;  // the objective's change in this sweep, a lane's part; in the first
 
   struct Row {
     Slot slot;
-    float x[G::kColumns];
-    __device__ __forceinline__ float constant(int c) const {
-      const int component = lane_of_thread() + c * kWarp;
-      return component == 0 ? slot.first : (component == 1 ? slot.second : 0.0f);
-    }
+    Components<G> x;
   };
 
-  __device__ __forceinline__ Row read(const Sample& s, int64_t i) const {
-    Row row;
-    row.slot = s.slots[i];
-#pragma unroll
-    for (int c = 0; c < G::kColumns; ++c) row.x[c] = s.x[i * G::kWidth + c * kWarp + lane_of_thread()];
-    return row;
+  __device__ __forceinline__ Row read(const Sample& s, int i) const {
+    return {s.slots[i], Components<G>(row_of<G>(s, i))};
   }
 
-  __device__ __forceinline__ void step(const Sample& s, int64_t i, const Row& row,
-                                       const float (&g)[G::kColumns], float (&change)[G::kColumns]) {
+  __device__ __forceinline__ float constant(const Row& row, int c) const {
+    return c == 0 ? is_first * row.slot.first + is_second * row.slot.second : 0.0f;
+  }
+
+  __device__ __forceinline__ float product(const Row&, const float (&g)[G::kColumns]) const {
     float square = 0.0f;
 #pragma unroll
     for (int c = 0; c < G::kColumns; ++c) square += g[c] * g[c];
-    square = warp_sum(square);
+    return square;
+  }
+
+  __device__ __forceinline__ void step(const Sample& s, int i, const Row& row, const float (&g)[G::kColumns],
+                                       float square, float (&change)[G::kColumns]) {
     const bool moves = square >= kLeastSquare;
     const float inverse = moves ? rsqrtf(square) : 0.0f, norm = moves ? square * inverse : 0.0f;
 #pragma unroll
     for (int c = 0; c < G::kColumns; ++c) {
-      const float next = moves ? -g[c] * inverse : row.x[c];
-      change[c] = next - row.x[c];
+      const float before = row.x[c], after = moves ? -g[c] * inverse : before;
+      change[c] = after - before;
       delta += norm * (change[c] * change[c]);
-      s.x[i * G::kWidth + c * kWarp + lane_of_thread()] = next;
+      row_of<G>(s, i)[component_of<G>(c)] = after;
     }
     if (lane_of_thread() == 0) s.slots[i].norm = norm;
   }
@@ -304,40 +347,35 @@ struct Descend {
 // u = factor (I - v v^T) g; the constant part of g is slot.first in component 0, slot.second v in the others.
 template <class G>
 struct Adjust {
-  const float* v;  // (free, width)
-  int64_t width;
+  const float* v;  // (free, kWidth)
 
   struct Row {
     Slot slot;
-    float x[G::kColumns], v[G::kColumns];
-    __device__ __forceinline__ float constant(int c) const {
-      return lane_of_thread() + c * kWarp == 0 ? slot.first : slot.second * v[c];
-    }
+    Components<G> x, v;
   };
 
-  __device__ __forceinline__ Row read(const Sample& s, int64_t i) const {
-    Row row;
-    row.slot = s.slots[i];
-#pragma unroll
-    for (int c = 0; c < G::kColumns; ++c) {
-      const int component = c * kWarp + lane_of_thread();
-      row.x[c] = s.x[i * G::kWidth + component];
-      row.v[c] = component < width ? v[i * width + component] : 0.0f;
-    }
-    return row;
+  __device__ __forceinline__ Row read(const Sample& s, int i) const {
+    return {s.slots[i], Components<G>(row_of<G>(s, i)), Components<G>(v + int64_t{i} * G::kWidth)};
   }
 
-  __device__ __forceinline__ void step(const Sample& s, int64_t i, const Row& row,
-                                       const float (&g)[G::kColumns], float (&change)[G::kColumns]) {
+  __device__ __forceinline__ float constant(const Row& row, int c) const {
+    return component_of<G>(c) == 0 ? row.slot.first : row.slot.second * row.v[c];
+  }
+
+  __device__ __forceinline__ float product(const Row& row, const float (&g)[G::kColumns]) const {
     float along = 0.0f;
 #pragma unroll
     for (int c = 0; c < G::kColumns; ++c) along += g[c] * row.v[c];
-    along = warp_sum(along);
+    return along;
+  }
+
+  __device__ __forceinline__ void step(const Sample& s, int i, const Row& row, const float (&g)[G::kColumns],
+                                       float along, float (&change)[G::kColumns]) {
 #pragma unroll
     for (int c = 0; c < G::kColumns; ++c) {
-      const float next = (g[c] - along * row.v[c]) * row.slot.norm;
-      change[c] = next - row.x[c];
-      s.x[i * G::kWidth + c * kWarp + lane_of_thread()] = next;
+      const float after = (g[c] - along * row.v[c]) * row.slot.norm;
+      change[c] = after - row.x[c];
+      row_of<G>(s, i)[component_of<G>(c)] = after;
     }
   }
 
@@ -353,25 +391,26 @@ template <class G, class Move, class Tiles, class Totals, class Within, class En
 __device__ int32_t run_sweeps(Tiles& tiles, Totals& totals, Within& within, Ended& ended, const Sample& s,
                               Move& move, int32_t most) {
   const int thread = static_cast<int>(threadIdx.x), lane = lane_of_thread(), warp = warp_of_thread();
-  const int64_t last = (s.free - 1) / G::kRows * G::kRows;
+  const int last = (s.free - 1) / G::kRows * G::kRows;
   Rows visited = rows_within(last, s.free, G::kRows);  // at first by nobody: it only lies before the first
   int32_t sweep = -1;
   for (int keys = 0;; keys ^= G::kRows * G::kKeyQuads) {
     const bool sweep_ends = visited.first == last;
     const Rows next = rows_within(sweep_ends ? 0 : visited.first + G::kRows, s.free, G::kRows);
     const int row = lane % G::kRows;
-    const int64_t place = s.places[next.first + (row < next.count ? row : 0)];
-    Sums<G> sums;
-    sums.clear();
-    if (warp > 0) {
-      write_within<G>(within, keys, s, next);
-      gather<G>(sums, tiles, s, visited, place);
-    } else if (sweep >= 0) {
+    const int place = s.places[next.first + (row < next.count ? row : 0)];
+    if (warp == 0 && sweep >= 0) {
       visit<G>(totals, within, keys ^ (G::kRows * G::kKeyQuads), s, visited, move);
       if (sweep_ends) {
         const bool ends = move.ends(sweep);
         if (lane == 0) ended[0] = ends ? 1 : 0;
       }
+    }
+    Sums<G> sums;
+    sums.clear();
+    if (warp > 0) {
+      write_within<G>(within, keys, s, next);
+      gather<G>(sums, tiles, s, visited, place);
     }
     const int begin = warp * G::kRows / kWarps, end = (warp + 1) * G::kRows / kWarps;
     const Rows mine = rows_within(visited.first + begin, visited.first + visited.count, end - begin);

@@ -54,7 +54,7 @@ struct Scratch {
   template <class G>
   __device__ __forceinline__ Sample sample(int64_t number, int64_t variables) const {
     const int64_t at = number * variables;
-    return {C, variables, places + at, slots + at, x + at * G::kWidth, 0};
+    return {C, static_cast<uint32_t>(variables), places + at, slots + at, x + at * G::kWidth, 0};
   }
 
  private:
@@ -95,11 +95,12 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // Lists the free variables of a sample: `places` and the slots' variables. Returns how many there are.
 template <class Counts>
-__device__ int64_t list_free(Counts& counts, const Problem& problem, int64_t sample, int32_t* places,
-                             Slot* slots, DeferredWord* bad_order) {
+__device__ int list_free(Counts& counts, const Problem& problem, int64_t sample, int32_t* places, Slot* slots,
+                         DeferredWord* bad_order) {
   const int64_t variables = problem.sizes.variables;
-  const int lane = lane_of_thread(), warp = warp_of_thread();
-  int64_t free = 0;
+  const unsigned lane = lane_of_thread();
+  const int warp = warp_of_thread();
+  int free = 0;
   for (int64_t first = 0; first + 1 < variables; first += kThreads) {
     const int64_t place = first + threadIdx.x, i = variable_at(problem.order, variables, place);
     if (i == 0 && place + 1 < variables) *bad_order = deferred_place(0, place);
@@ -108,7 +109,7 @@ __device__ int64_t list_free(Counts& counts, const Problem& problem, int64_t sam
     __syncthreads();
     if (lane == 0) counts[warp] = __popc(votes);
     __syncthreads();
-    int64_t at = free + __popc(votes & ((1u << lane) - 1u));
+    int at = free + __popc(votes & ((1u << lane) - 1u));
     for (int other = 0; other < kWarps; ++other) {
       const int count = counts[other];
       if (other < warp) at += count;
@@ -212,11 +213,11 @@ __device__ void start_sample(const Sample& s, Pair* pairs, const Problem& proble
     }
     pairs[place] = pair;
   }
-  for (int64_t i = warp_of_thread(); i < s.free; i += kWarps)
-    write_start(s.x + i * G::kWidth, problem, start, sample, s.slots[i].variable, G::kWidth);
+  for (int i = warp_of_thread(); i < s.free; i += kWarps)
+    write_start(row_of<G>(s, i), problem, start, sample, s.slots[i].variable, G::kWidth);
   __syncthreads();
-  for (int64_t i = warp_of_thread(); i < s.free; i += kWarps) {
-    const Pair pair = product_of_row(s.C + s.places[i] * s.variables, pairs, s.variables);
+  for (int i = warp_of_thread(); i < s.free; i += kWarps) {
+    const Pair pair = product_of_row(s.C + int64_t{s.places[i]} * s.variables, pairs, s.variables);
     if (lane_of_thread() != 0) continue;
     s.slots[i].first = pair.first;
     s.slots[i].second = pair.second;
@@ -229,9 +230,9 @@ __device__ void write_outputs(Parts& parts, const Sample& s, const Problem& prob
                               int64_t sample, int32_t niter) {
   const Sizes& sizes = problem.sizes;
   float zero_norms = 0.0f, saturated = 0.0f;  // counts below 2^24 are exact
-  for (int64_t i = warp_of_thread(); i < s.free; i += kWarps) {
+  for (int i = warp_of_thread(); i < s.free; i += kWarps) {
     const Slot slot = s.slots[i];
-    const float* const x = s.x + i * G::kWidth;
+    const float* const x = row_of<G>(s, i);
     const float sine = sqrtf(squared_sine(sizes.width, [&](int64_t c) { return x[c]; }));
     const int64_t at = sample * sizes.variables + slot.variable;
     for (int64_t c = lane_of_thread(); out.V != nullptr && c < sizes.width; c += kWarp)
@@ -291,11 +292,13 @@ __device__ bool start_adjoint(Parts& parts, const Sample& s, float* v, const Pro
                               const Backward& from, int64_t sample) {
   const Sizes& sizes = problem.sizes;
   float lost = 0.0f;
-  for (int64_t i = warp_of_thread(); i < s.free; i += kWarps) {
+  for (int i = warp_of_thread(); i < s.free; i += kWarps) {
     const int64_t variable = s.slots[i].variable, at = sample * sizes.variables + variable;
     const float* const row = from.V + at * sizes.width;
-    for (int c = lane_of_thread(); c < G::kWidth; c += kWarp) s.x[i * G::kWidth + c] = 0.0f;
-    for (int64_t c = lane_of_thread(); c < sizes.width; c += kWarp) v[i * sizes.width + c] = row[c];
+    for (int c = lane_of_thread(); c < G::kWidth; c += kWarp) {
+      row_of<G>(s, i)[c] = 0.0f;
+      v[int64_t{i} * G::kWidth + c] = c < sizes.width ? row[c] : 0.0f;
+    }
     const float square = squared_sine(sizes.width, [&](int64_t c) { return row[c]; });
     if (lane_of_thread() != 0) continue;
     const float norm = from.norms[at], sine = sqrtf(square);
@@ -310,20 +313,20 @@ __device__ bool start_adjoint(Parts& parts, const Sample& s, float* v, const Pro
   return block_sum(parts, lost) == 0.0f || !from.official;
 }
 
-// U (N, k) of a sample, and where `to` is not null gradients of its z.
+// U (N, kWidth) of a sample, and where `to` is not null gradients of its z.
 template <class G>
 __device__ void write_gradients(const Sample& s, Pair* pairs, float* U, const Problem& problem,
                                 const Backward& from, float* to, int64_t sample, bool has) {
   const Sizes& sizes = problem.sizes;
-  for (int64_t at = threadIdx.x; at < sizes.variables * sizes.width; at += kThreads) U[at] = 0.0f;
+  for (int64_t at = threadIdx.x; at < sizes.variables * G::kWidth; at += kThreads) U[at] = 0.0f;
   for (int64_t place = threadIdx.x; place < sizes.variables; place += kThreads) pairs[place] = {0.0f, 0.0f};
   for (int64_t i = threadIdx.x; to != nullptr && i < sizes.user; i += kThreads)
     to[sample * sizes.user + i] = 0.0f;
   __syncthreads();
-  for (int64_t i = warp_of_thread(); i < s.free; i += kWarps) {
-    const float* const x = s.x + i * G::kWidth;
-    for (int64_t c = lane_of_thread(); c < sizes.width; c += kWarp)
-      U[s.slots[i].variable * sizes.width + c] = x[c];
+  for (int i = warp_of_thread(); i < s.free; i += kWarps) {
+    const float* const x = row_of<G>(s, i);
+    for (int c = lane_of_thread(); c < G::kWidth; c += kWarp)
+      U[int64_t{s.slots[i].variable} * G::kWidth + c] = x[c];
     if (lane_of_thread() == 0) pairs[s.places[i]] = {x[0], x[1]};
   }
   __syncthreads();
@@ -342,7 +345,7 @@ __device__ void write_gradients(const Sample& s, Pair* pairs, float* U, const Pr
   }
 }
 
-// all_U (B, N, k); while a sample is solved its part keeps v of the free variables.
+// all_U (B, N, kWidth); while a sample is solved its part keeps v of the free variables.
 template <int rows>
 __global__ void __launch_bounds__(kThreads, 2)
     solve_adjoint(const __grid_constant__ Problem problem, const __grid_constant__ Backward from,
@@ -358,14 +361,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int64_t sample = blockIdx.x; sample < sizes.samples; sample += gridDim.x) {
     __syncthreads();
     Sample s = scratch.sample<G>(sample, sizes.variables);
-    float* const U = all_U + sample * sizes.variables * sizes.width;
+    float* const U = all_U + sample * sizes.variables * G::kWidth;
     s.free = list_free(counts, problem, sample, scratch.places + sample * s.variables, s.slots, bad_order);
     __syncthreads();
     const bool has = start_adjoint<G>(parts, s, U, problem, from, sample);
     const int32_t sweeps = !has ? 0 : from.sweeps < 0 ? from.counts[sample] : from.sweeps;
     __syncthreads();
     if (sweeps > 0 && s.free > 0) {
-      Adjust<G> move{U, sizes.width};
+      Adjust<G> move{U};
       run_sweeps<G>(tiles, totals, within, counts, s, move, sweeps);
     }
     __syncthreads();
@@ -385,9 +388,10 @@ void want_width(const Sizes& sizes) {
 
 void start_gram(float* C, const Problem& problem, void* stream) {
   const Sizes& sizes = problem.sizes;
-  start_product<kGram>(C, sizes.variables, sizes.variables, sizes.clauses,
-                       {problem.S, problem.S, problem.order, sizes.variables, sizes.clauses, sizes.width},
-                       stream);
+  start_product<kGram>(
+      C, sizes.variables, sizes.variables, sizes.clauses,
+      {problem.S, problem.S, problem.order, sizes.variables, sizes.clauses, sizes.width, sizes.width},
+      stream);
 }
 
 DeferredWord* order_word() {
@@ -414,7 +418,8 @@ constexpr SolveAdjoint kSolveAdjoint[] = {solve_adjoint<32>, solve_adjoint<16>, 
 int64_t forward_floats(const Sizes& sizes) { return Scratch::floats(sizes); }
 
 int64_t backward_floats(const Sizes& sizes) {
-  return Scratch::floats(sizes) + sizes.variables * (sizes.variables + sizes.samples * sizes.width);
+  return Scratch::floats(sizes) +
+         sizes.variables * (sizes.variables + sizes.samples * padded_width(sizes.width));
 }
 
 void draw_order(int32_t* order, int64_t variables, uint64_t seed, Queue queue) {
@@ -455,12 +460,14 @@ void backward(const Problem& problem, const Backward& from, const Gradients& out
            kernel_for(sizes.width, kSolveAdjoint), problem, from, U, parts, out.z, order_word());
   }
   if (out.S == nullptr) return;
-  start_product<kOuter>(M, sizes.variables, sizes.variables, sizes.samples * sizes.width,
-                        {U, from.V, problem.order, sizes.variables, sizes.clauses, sizes.width},
-                        queue.stream);
-  start_product<kGradient>(out.S, sizes.variables, sizes.clauses, sizes.variables,
-                           {M, problem.S, problem.order, sizes.variables, sizes.clauses, sizes.width},
-                           queue.stream);
+  start_product<kOuter>(
+      M, sizes.variables, sizes.variables, sizes.samples * sizes.width,
+      {U, from.V, problem.order, sizes.variables, sizes.clauses, sizes.width, padded_width(sizes.width)},
+      queue.stream);
+  start_product<kGradient>(
+      out.S, sizes.variables, sizes.clauses, sizes.variables,
+      {M, problem.S, problem.order, sizes.variables, sizes.clauses, sizes.width, padded_width(sizes.width)},
+      queue.stream);
 }
 
 }  // namespace tenfold::mixing::cuda

@@ -21,6 +21,7 @@ struct Operands {
   const float* right;
   const int32_t* order;               // of the rows of C, see variable_at
   int64_t variables, clauses, width;  // N, m, k
+  int64_t left_width;                 // of a row of U
 };
 
 // The variable at a place: all in the order of the visits, then 0. What is no variable counts as 0.
@@ -29,23 +30,24 @@ __device__ __forceinline__ int64_t variable_at(const int32_t* order, int64_t var
   return variable > 0 && variable < variables ? variable : 0;
 }
 
-// (B, N, k) seen as (N, B k).
-__device__ __forceinline__ float of_sample(const float* vectors, const Operands& p, int64_t i, int64_t d) {
+// (B, N, k) seen as (N, B k); rows are `stride` apart.
+__device__ __forceinline__ float of_sample(const float* vectors, int64_t stride, const Operands& p, int64_t i,
+                                           int64_t d) {
   const int64_t sample = d / p.width;
-  return vectors[(sample * p.variables + i) * p.width + d - sample * p.width];
+  return vectors[(sample * p.variables + i) * stride + d - sample * p.width];
 }
 
 template <int product>
 __device__ __forceinline__ float left(const Operands& p, int64_t i, int64_t d) {
   if constexpr (product == kGram) return p.left[variable_at(p.order, p.variables, i) * p.clauses + d];
-  if constexpr (product == kOuter) return of_sample(p.left, p, i, d);
+  if constexpr (product == kOuter) return of_sample(p.left, p.left_width, p, i, d);
   return p.left[i * p.variables + d] + p.left[d * p.variables + i];
 }
 
 template <int product>
 __device__ __forceinline__ float right(const Operands& p, int64_t j, int64_t d) {
   if constexpr (product == kGram) return p.right[variable_at(p.order, p.variables, j) * p.clauses + d];
-  if constexpr (product == kOuter) return of_sample(p.right, p, j, d);
+  if constexpr (product == kOuter) return of_sample(p.right, p.width, p, j, d);
   return p.right[d * p.clauses + j];
 }
 
