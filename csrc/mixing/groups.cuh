@@ -21,6 +21,7 @@ namespace {
 constexpr int kTileFloats = 1024;  // of a group's g: variables times components
 constexpr int kMostWidth = kTileFloats;
 constexpr int kTileQuads = kTileFloats / 4;
+constexpr int kPadding = kWarp;    // of a list of places: as many as a chunk has at most
 constexpr int kChunkFloats = 256;  // of C, staged by a warp at a time; it has two such buffers
 
 // The shape of a group: how many variables of which width, and what of its g a lane has.
@@ -51,9 +52,9 @@ struct alignas(16) Slot {
 
 // A sample being solved. Free variables are counted in the order of the visits.
 struct Sample {
-  const float* C;         // (N, N), by place
-  uint32_t variables;     // N
-  const int32_t* places;  // (free)
+  const float* C;         // (N, N), by place; 0 in its diagonal
+  uint32_t row_bytes;     // of C
+  const int32_t* places;  // (free); kPadding more may be read
   Slot* slots;            // (free)
   float* x;               // (free, kWidth): V, or U
   int free;               // fewer than 2^31, as rows of S are
@@ -62,6 +63,11 @@ struct Sample {
 template <class G>
 __device__ __forceinline__ float* row_of(const Sample& s, int i) {
   return s.x + int64_t{i} * G::kWidth;
+}
+
+__device__ __forceinline__ const float* row_of_entries(const Sample& s, int32_t place) {
+  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(s.C) +
+                                        uint64_t{static_cast<uint32_t>(place)} * s.row_bytes);
 }
 
 // The c-th component of a lane that visits.
@@ -83,39 +89,30 @@ __device__ __forceinline__ Rows rows_within(int first, int end, int most) {
 // ---- gathering ----
 
 // Entries of C, on their way to shared memory: those that free variables `from` have in the row of the
-// variable at `place`, which is the caller's alone. C is symmetric: they are read where neighbours in a warp
-// are neighbours in memory. Nothing waits for them before `store`.
+// variable at `place`, which is the caller's alone; and those of whatever follows, up to a chunk. C is
+// symmetric: they are read where neighbours in a warp are neighbours in memory. Nothing waits for them before
+// `store`.
 template <class G>
 class Entries {
  public:
   __device__ __forceinline__ void load(const Sample& s, const Rows& from, int place) {
-    const float* const column = s.C + place;
-    int other[G::kEach];
+    const int32_t* const places = s.places + from.first + lane_of_thread() / G::kRows;
+    int32_t other[G::kEach];
 #pragma unroll
-    for (int u = 0; u < G::kEach; ++u) other[u] = s.places[from.first + (row(u) < from.count ? row(u) : 0)];
-    wanted_ = 0;
+    for (int u = 0; u < G::kEach; ++u) other[u] = places[u * kWarp / G::kRows];
 #pragma unroll
-    for (int u = 0; u < G::kEach; ++u) {
-      value_[u] = column[static_cast<uint64_t>(static_cast<uint32_t>(other[u])) * s.variables];
-      if (row(u) < from.count && other[u] != place) wanted_ |= 1u << u;
-    }
+    for (int u = 0; u < G::kEach; ++u) value_[u] = row_of_entries(s, other[u])[place];
   }
 
   template <class Tiles>
   __device__ __forceinline__ void store(Tiles& tiles, int begin) const {
     const unsigned lane = lane_of_thread();
 #pragma unroll
-    for (int u = 0; u < G::kEach; ++u)
-      tiles[begin + u * (kWarp / 4) + lane / 4].of[lane % 4] = (wanted_ >> u & 1u) != 0 ? value_[u] : 0.0f;
+    for (int u = 0; u < G::kEach; ++u) tiles[begin + u * (kWarp / 4) + lane / 4].of[lane % 4] = value_[u];
   }
 
  private:
-  static __device__ __forceinline__ int row(int u) {
-    return static_cast<int>(lane_of_thread() / G::kRows) + u * kWarp / G::kRows;
-  }
-
   float value_[G::kEach];
-  unsigned wanted_;  // a bit each: neither the variable's own nor beyond the last
 };
 
 // A lane's part of a group's g.
@@ -138,7 +135,7 @@ struct Sums {
     const Quad* x =
         reinterpret_cast<const Quad*>(row_of<G>(s, from.first)) + lane_of_thread() % G::kColumnLanes;
     unsigned at = 4 * begin + row;
-    constexpr int kUnroll = G::kOwnQuads > 2 ? 1 : 4;  // for want of registers
+    [[maybe_unused]] constexpr int kUnroll = G::kOwnQuads > 2 ? 1 : 4;  // for want of registers
 #pragma unroll(kUnroll)
     for (int j = 0; j < from.count; ++j) {
       float entry[G::kOwnRows];
@@ -227,8 +224,7 @@ __device__ __forceinline__ void write_within(Within& within, int begin, const Sa
     const int r = static_cast<int>(at / kKeys), below = r + static_cast<int>(at % kKeys);
     const bool there = r > 0 && r < group.count && below < group.count;
     within[begin + at / 4].of[at % 4] =
-        there ? s.C[int64_t{s.places[group.first + r - 1]} * s.variables + s.places[group.first + below]]
-              : 0.0f;
+        there ? row_of_entries(s, s.places[group.first + r - 1])[s.places[group.first + below]] : 0.0f;
   }
 }
 

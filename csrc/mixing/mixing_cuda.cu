@@ -36,10 +36,13 @@ struct Scratch {
   Slot* slots;
   Pair* pairs;
   int32_t* places;
+  float* diagonal;
   float* C;
 
   static int64_t floats(const Sizes& sizes) {
-    return sizes.variables * (sizes.variables + sizes.samples * (padded_width(sizes.width) + kOfVariable));
+    constexpr int64_t kOfVariable = (sizeof(Slot) + sizeof(Pair) + sizeof(int32_t)) / sizeof(float);
+    return sizes.variables * (sizes.variables + 1) +
+           sizes.samples * (sizes.variables * (padded_width(sizes.width) + kOfVariable) + kPadding);
   }
 
   Scratch(float* memory, const Sizes& sizes) {
@@ -48,17 +51,24 @@ struct Scratch {
     slots = reinterpret_cast<Slot*>(x + all * padded_width(sizes.width));
     pairs = reinterpret_cast<Pair*>(slots + all);
     places = reinterpret_cast<int32_t*>(pairs + all);
-    C = reinterpret_cast<float*>(places + all);
+    diagonal = reinterpret_cast<float*>(places + all + sizes.samples * kPadding);
+    C = diagonal + sizes.variables;
   }
 
+  // What a block works with; the free variables are yet to be listed.
   template <class G>
   __device__ __forceinline__ Sample sample(int64_t number, int64_t variables) const {
     const int64_t at = number * variables;
-    return {C, static_cast<uint32_t>(variables), places + at, slots + at, x + at * G::kWidth, 0};
+    return {C,
+            static_cast<uint32_t>(variables * sizeof(float)),
+            places_of(number, variables),
+            slots + at,
+            x + at * G::kWidth,
+            0};
   }
-
- private:
-  static constexpr int64_t kOfVariable = (sizeof(Slot) + sizeof(Pair) + sizeof(int32_t)) / sizeof(float);
+  __device__ __forceinline__ int32_t* places_of(int64_t number, int64_t variables) const {
+    return places + number * (variables + kPadding);
+  }
 };
 
 // ---- the order of the visits ----
@@ -119,6 +129,7 @@ __device__ int list_free(Counts& counts, const Problem& problem, int64_t sample,
     places[at] = static_cast<int32_t>(place);
     slots[at].variable = static_cast<int32_t>(i);
   }
+  if (threadIdx.x < kPadding) places[free + threadIdx.x] = 0;  // a place, whichever
   return free;
 }
 
@@ -154,12 +165,12 @@ struct Reports {
 
 // Whether the sample can be solved; reports why not.
 template <class Parts>
-__device__ bool check_sample(Parts& parts, const Problem& problem, int64_t sample, const float* C,
+__device__ bool check_sample(Parts& parts, const Problem& problem, int64_t sample, const float* diagonal,
                              const Reports& reports) {
   const Sizes& sizes = problem.sizes;
   float free = 0.0f, wrong = 0.0f;
   for (int64_t place = threadIdx.x; place < sizes.variables; place += kThreads) {
-    const float squares = C[place * sizes.variables + place];  // of the variable's row of S, added up
+    const float squares = diagonal[place];  // of the variable's row of S, added up
     if (squares * static_cast<float>(sizes.variables) <= kMostSquares) continue;
     wrong = 1.0f;
     *reports.S = deferred_place(variable_at(problem.order, sizes.variables, place), 0);
@@ -204,8 +215,9 @@ __device__ void write_inputs(const Problem& problem, const Start& start, const S
 template <class G>
 __device__ void start_sample(const Sample& s, Pair* pairs, const Problem& problem, const Start& start,
                              int64_t sample) {
-  for (int64_t place = threadIdx.x; place < s.variables; place += kThreads) {
-    const int64_t i = variable_at(problem.order, s.variables, place);
+  const int64_t variables = problem.sizes.variables;
+  for (int64_t place = threadIdx.x; place < variables; place += kThreads) {
+    const int64_t i = variable_at(problem.order, variables, place);
     Pair pair{0.0f, 0.0f};
     if (problem.given(sample, i)) {
       const InputVector v = input_vector(problem, start, sample, i);
@@ -217,7 +229,7 @@ __device__ void start_sample(const Sample& s, Pair* pairs, const Problem& proble
     write_start(row_of<G>(s, i), problem, start, sample, s.slots[i].variable, G::kWidth);
   __syncthreads();
   for (int i = warp_of_thread(); i < s.free; i += kWarps) {
-    const Pair pair = product_of_row(s.C + int64_t{s.places[i]} * s.variables, pairs, s.variables);
+    const Pair pair = product_of_row(row_of_entries(s, s.places[i]), pairs, variables);
     if (lane_of_thread() != 0) continue;
     s.slots[i].first = pair.first;
     s.slots[i].second = pair.second;
@@ -262,15 +274,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   TENFOLD_SHARED(Quad, within, 2 * G::kRows * G::kKeyQuads);
   TENFOLD_SHARED(float, parts, kWarps);
   TENFOLD_SHARED(int, counts, kWarps);
-  for (int64_t sample = blockIdx.x; sample < problem.sizes.samples; sample += gridDim.x) {
+  const Sizes& sizes = problem.sizes;
+  for (int64_t sample = blockIdx.x; sample < sizes.samples; sample += gridDim.x) {
     __syncthreads();
-    const bool fine = check_sample(parts, problem, sample, scratch.C, reports);
+    const bool fine = check_sample(parts, problem, sample, scratch.diagonal, reports);
     write_inputs(problem, start, out, sample, fine);
     if (!fine) continue;
-    Sample s = scratch.sample<G>(sample, problem.sizes.variables);
-    Pair* const pairs = scratch.pairs + sample * s.variables;
-    s.free =
-        list_free(counts, problem, sample, scratch.places + sample * s.variables, s.slots, reports.order);
+    Sample s = scratch.sample<G>(sample, sizes.variables);
+    Pair* const pairs = scratch.pairs + sample * sizes.variables;
+    s.free = list_free(counts, problem, sample, scratch.places_of(sample, sizes.variables), s.slots,
+                       reports.order);
     __syncthreads();
     start_sample<G>(s, pairs, problem, start, sample);
     __syncthreads();
@@ -362,7 +375,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     Sample s = scratch.sample<G>(sample, sizes.variables);
     float* const U = all_U + sample * sizes.variables * G::kWidth;
-    s.free = list_free(counts, problem, sample, scratch.places + sample * s.variables, s.slots, bad_order);
+    s.free =
+        list_free(counts, problem, sample, scratch.places_of(sample, sizes.variables), s.slots, bad_order);
     __syncthreads();
     const bool has = start_adjoint<G>(parts, s, U, problem, from, sample);
     const int32_t sweeps = !has ? 0 : from.sweeps < 0 ? from.counts[sample] : from.sweeps;
@@ -372,7 +386,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       run_sweeps<G>(tiles, totals, within, counts, s, move, sweeps);
     }
     __syncthreads();
-    write_gradients<G>(s, scratch.pairs + sample * s.variables, U, problem, from, z_grad, sample, has);
+    write_gradients<G>(s, scratch.pairs + sample * sizes.variables, U, problem, from, z_grad, sample, has);
   }
 }
 
@@ -386,12 +400,12 @@ void want_width(const Sizes& sizes) {
   }
 }
 
-void start_gram(float* C, const Problem& problem, void* stream) {
+void start_gram(const Scratch& scratch, const Problem& problem, void* stream) {
   const Sizes& sizes = problem.sizes;
-  start_product<kGram>(
-      C, sizes.variables, sizes.variables, sizes.clauses,
-      {problem.S, problem.S, problem.order, sizes.variables, sizes.clauses, sizes.width, sizes.width},
-      stream);
+  start_product<kGram>(scratch.C, sizes.variables, sizes.variables, sizes.clauses,
+                       {problem.S, problem.S, problem.order, scratch.diagonal, sizes.variables, sizes.clauses,
+                        sizes.width, sizes.width},
+                       stream);
 }
 
 DeferredWord* order_word() {
@@ -440,7 +454,7 @@ void forward(const Problem& problem, const Start& start, const Stop& stop, const
   if (sizes.samples == 0) return;
   const DeviceGuard guard(queue.device);
   const Scratch parts(scratch, sizes);
-  start_gram(parts.C, problem, queue.stream);
+  start_gram(parts, problem, queue.stream);
   launch(queue.stream, grid_for(sizes.samples, kBlocksPerMultiprocessor), kThreads,
          kernel_for(sizes.width, kSolve), problem, start, stop, out, parts,
          Reports{wrong_S.word(), wrong_z.word(), all_inputs.word(), order_word()});
@@ -455,19 +469,19 @@ void backward(const Problem& problem, const Backward& from, const Gradients& out
   float* const M = parts.C + sizes.variables * sizes.variables;
   float* const U = M + sizes.variables * sizes.variables;
   if (sizes.samples > 0) {
-    start_gram(parts.C, problem, queue.stream);
+    start_gram(parts, problem, queue.stream);
     launch(queue.stream, grid_for(sizes.samples, kBlocksPerMultiprocessor), kThreads,
            kernel_for(sizes.width, kSolveAdjoint), problem, from, U, parts, out.z, order_word());
   }
   if (out.S == nullptr) return;
-  start_product<kOuter>(
-      M, sizes.variables, sizes.variables, sizes.samples * sizes.width,
-      {U, from.V, problem.order, sizes.variables, sizes.clauses, sizes.width, padded_width(sizes.width)},
-      queue.stream);
-  start_product<kGradient>(
-      out.S, sizes.variables, sizes.clauses, sizes.variables,
-      {M, problem.S, problem.order, sizes.variables, sizes.clauses, sizes.width, padded_width(sizes.width)},
-      queue.stream);
+  start_product<kOuter>(M, sizes.variables, sizes.variables, sizes.samples * sizes.width,
+                        {U, from.V, problem.order, nullptr, sizes.variables, sizes.clauses, sizes.width,
+                         padded_width(sizes.width)},
+                        queue.stream);
+  start_product<kGradient>(out.S, sizes.variables, sizes.clauses, sizes.variables,
+                           {M, problem.S, problem.order, nullptr, sizes.variables, sizes.clauses, sizes.width,
+                            padded_width(sizes.width)},
+                           queue.stream);
 }
 
 }  // namespace tenfold::mixing::cuda

@@ -20,6 +20,7 @@ struct Operands {
   const float* left;
   const float* right;
   const int32_t* order;               // of the rows of C, see variable_at
+  float* diagonal;                    // of C; C itself has 0 there
   int64_t variables, clauses, width;  // N, m, k
   int64_t left_width;                 // of a row of U
 };
@@ -91,7 +92,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int j = 0; j < kEach; ++j) {
         const int64_t r = first_row + row + i, c = first_column + column + j;
-        if (r < rows && c < columns) out[r * columns + c] = sum[i][j];
+        if (r >= rows || c >= columns) continue;
+        const bool apart = product == kGram && r == c;
+        if (apart) p.diagonal[r] = sum[i][j];
+        out[r * columns + c] = apart ? 0.0f : sum[i][j];
       }
     }
   }
