@@ -65,9 +65,10 @@ __device__ __forceinline__ float* row_of(const Sample& s, int i) {
   return s.x + int64_t{i} * G::kWidth;
 }
 
-__device__ __forceinline__ const float* row_of_entries(const Sample& s, int32_t place) {
-  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(s.C) +
-                                        uint64_t{static_cast<uint32_t>(place)} * s.row_bytes);
+// What lies `rows` rows of C below an entry.
+__device__ __forceinline__ const float* below(const float* entry, int rows, const Sample& s) {
+  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(entry) +
+                                        uint64_t{static_cast<uint32_t>(rows)} * s.row_bytes);
 }
 
 // The c-th component of a lane that visits.
@@ -88,20 +89,19 @@ __device__ __forceinline__ Rows rows_within(int first, int end, int most) {
 
 // ---- gathering ----
 
-// Entries of C, on their way to shared memory: those that free variables `from` have in the row of the
-// variable at `place`, which is the caller's alone; and those of whatever follows, up to a chunk. C is
-// symmetric: they are read where neighbours in a warp are neighbours in memory. Nothing waits for them before
-// `store`.
+// Entries of C, on their way to shared memory: those that free variables `from` have in `column`, which is
+// that of a lane's own variable; and those of whatever follows, up to a chunk. C is symmetric: they are read
+// where neighbours in a warp are neighbours in memory. Nothing waits for them before `store`.
 template <class G>
 class Entries {
  public:
-  __device__ __forceinline__ void load(const Sample& s, const Rows& from, int place) {
+  __device__ __forceinline__ void load(const Sample& s, const Rows& from, const float* column) {
     const int32_t* const places = s.places + from.first + lane_of_thread() / G::kRows;
     int32_t other[G::kEach];
 #pragma unroll
     for (int u = 0; u < G::kEach; ++u) other[u] = places[u * kWarp / G::kRows];
 #pragma unroll
-    for (int u = 0; u < G::kEach; ++u) value_[u] = row_of_entries(s, other[u])[place];
+    for (int u = 0; u < G::kEach; ++u) value_[u] = *below(column, other[u], s);
   }
 
   template <class Tiles>
@@ -189,7 +189,7 @@ struct Sums {
 // Adds what all variables but those of the group `left` out give, in chunks: warps 1, 2, ... in turns.
 template <class G, class Tiles>
 __device__ __forceinline__ void gather(Sums<G>& sums, Tiles& tiles, const Sample& s, const Rows& left,
-                                       int place) {
+                                       const float* column) {
   const int before = (left.first + G::kChunk - 1) / G::kChunk, after = left.first + left.count;
   const int chunks = before + (s.free - after + G::kChunk - 1) / G::kChunk;
   const auto chunk_at = [&](int chunk) {
@@ -200,12 +200,12 @@ __device__ __forceinline__ void gather(Sums<G>& sums, Tiles& tiles, const Sample
   int begin = warp * kTileQuads;
   Entries<G> entries;
   Rows now = chunk_at(warp - 1);
-  entries.load(s, now, place);
+  entries.load(s, now, column);
   for (int chunk = warp - 1; chunk < chunks; chunk += kWarps - 1) {
     entries.store(tiles, begin);
     __syncwarp();  // also: the other buffer, filled next, is no longer read
     const Rows next = chunk_at(chunk + kWarps - 1);
-    entries.load(s, next, place);
+    entries.load(s, next, column);
     sums.add(tiles, begin, s, now);
     now = next;
     begin ^= kChunkFloats / 4;
@@ -221,10 +221,10 @@ template <class G, class Within>
 __device__ __forceinline__ void write_within(Within& within, int begin, const Sample& s, const Rows& group) {
   constexpr unsigned kKeys = 4 * G::kKeyQuads;
   for (unsigned at = threadIdx.x - kWarp; at < G::kRows * kKeys; at += kThreads - kWarp) {
-    const int r = static_cast<int>(at / kKeys), below = r + static_cast<int>(at % kKeys);
-    const bool there = r > 0 && r < group.count && below < group.count;
+    const int r = static_cast<int>(at / kKeys), t = r + static_cast<int>(at % kKeys);
+    const bool there = r > 0 && r < group.count && t < group.count;
     within[begin + at / 4].of[at % 4] =
-        there ? row_of_entries(s, s.places[group.first + r - 1])[s.places[group.first + below]] : 0.0f;
+        there ? *below(s.C + s.places[group.first + t], s.places[group.first + r - 1], s) : 0.0f;
   }
 }
 
@@ -233,6 +233,7 @@ __device__ __forceinline__ void write_within(Within& within, int begin, const Sa
 template <class G, class Totals, class Within, class Move>
 __device__ __forceinline__ void visit(Totals& totals, Within& within, int begin, const Sample& s,
                                       const Rows& group, Move& move) {
+  constexpr int kSteps = 5;  // of a sum over a warp
   const unsigned lane = lane_of_thread();
   float g[G::kRows][G::kColumns], change[G::kColumns];
 #pragma unroll
@@ -251,21 +252,23 @@ __device__ __forceinline__ void visit(Totals& totals, Within& within, int begin,
     const int next = r + 1 < group.count ? r + 1 : r;
     ahead = move.read(s, group.first + next);
     key_ahead = within[begin + next * G::kKeyQuads].of[0];
+    Quad keys[G::kKeyQuads];
+#pragma unroll
+    for (int q = 0; q < G::kKeyQuads; ++q) keys[q] = within[begin + r * G::kKeyQuads + q];
     float mine[G::kColumns];
 #pragma unroll
     for (int c = 0; c < G::kColumns; ++c)
       mine[c] = g[0][c] + move.constant(row, c) + (G::kRows > 1 ? key * change[c] : 0.0f);
-    const float sum = warp_sum(move.product(row, mine));
+    float sum = move.product(row, mine);
 #pragma unroll
-    for (int q = 0; q < G::kKeyQuads; ++q) {
-      const Quad keys = within[begin + r * G::kKeyQuads + q];
+    for (int step = 0; step < kSteps; ++step) {  // warp_sum, and the g of variables below meanwhile
+      const float other = __shfl_xor_sync(kAllLanes, sum, kWarp / 2 >> step);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int t = 4 * q + e;
-        if (t == 0 || t >= G::kRows) continue;
+      for (int t = 1 + step * (G::kRows - 1) / kSteps; t < 1 + (step + 1) * (G::kRows - 1) / kSteps; ++t) {
 #pragma unroll
-        for (int c = 0; c < G::kColumns; ++c) g[t - 1][c] = g[t][c] + keys.of[e] * change[c];
+        for (int c = 0; c < G::kColumns; ++c) g[t - 1][c] = g[t][c] + keys[t / 4].of[t % 4] * change[c];
       }
+      sum += other;
     }
     move.step(s, group.first + r, row, mine, sum, change);
   }
@@ -394,7 +397,7 @@ __device__ int32_t run_sweeps(Tiles& tiles, Totals& totals, Within& within, Ende
     const bool sweep_ends = visited.first == last;
     const Rows next = rows_within(sweep_ends ? 0 : visited.first + G::kRows, s.free, G::kRows);
     const int row = lane % G::kRows;
-    const int place = s.places[next.first + (row < next.count ? row : 0)];
+    const float* const column = s.C + s.places[next.first + (row < next.count ? row : 0)];
     if (warp == 0 && sweep >= 0) {
       visit<G>(totals, within, keys ^ (G::kRows * G::kKeyQuads), s, visited, move);
       if (sweep_ends) {
@@ -406,12 +409,12 @@ __device__ int32_t run_sweeps(Tiles& tiles, Totals& totals, Within& within, Ende
     sums.clear();
     if (warp > 0) {
       write_within<G>(within, keys, s, next);
-      gather<G>(sums, tiles, s, visited, place);
+      gather<G>(sums, tiles, s, visited, column);
     }
     const int begin = warp * G::kRows / kWarps, end = (warp + 1) * G::kRows / kWarps;
     const Rows mine = rows_within(visited.first + begin, visited.first + visited.count, end - begin);
     Entries<G> entries;
-    entries.load(s, mine, place);
+    entries.load(s, mine, column);
     __syncthreads();  // what was visited has moved, its g and entries are read
     if (sweep_ends) {
       if (sweep >= 0 && ended[0] != 0) return sweep;

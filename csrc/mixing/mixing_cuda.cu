@@ -229,7 +229,7 @@ __device__ void start_sample(const Sample& s, Pair* pairs, const Problem& proble
     write_start(row_of<G>(s, i), problem, start, sample, s.slots[i].variable, G::kWidth);
   __syncthreads();
   for (int i = warp_of_thread(); i < s.free; i += kWarps) {
-    const Pair pair = product_of_row(row_of_entries(s, s.places[i]), pairs, variables);
+    const Pair pair = product_of_row(below(s.C, s.places[i], s), pairs, variables);
     if (lane_of_thread() != 0) continue;
     s.slots[i].first = pair.first;
     s.slots[i].second = pair.second;
