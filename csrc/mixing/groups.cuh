@@ -1,12 +1,17 @@
 // Sweeps over one sample by one block: groups of free variables, as csrc/mixing/blocked.h has them.
 //
-// Warp 0 visits the variables of a group one after the other, a lane having one component (or more) of all
-// their g. Meanwhile the other warps gather the g of the next group from all variables that lie in neither...
-// the group being visited: sums in registers, entries of C through shared memory, rows of x from global
-// memory (first-level cache). What is missing of the next group's g follows when the visits are over. All
-// sums are added up in one order.
+// Warp 0 visits the variables of a group one after the other; a lane has one component (or more) of all their
+// g. Meanwhile the other warps gather the g of the next group, but for what the variables being visited give,
+// which follows when they have moved. Sums lie in registers, and are added up over the warps in one order;
+// entries of C pass through shared memory; rows of x come from global memory, that is from the first-level
+// cache, where 705 rows of 32 take 90 KB. No dynamic shared memory: two blocks fit a multiprocessor, and one
+// can gather while the other waits.
 //
-// By count, for k = 32 and 705 free variables (sm_90a): see mixing_cuda.cu.
+// By count, not measured (sm_90a, k = 32, 705 free variables, groups of 32): a warp takes 418 instructions,
+// 256 of them multiplications, for a chunk of 8 variables. 85 chunks for 7 warps, two of a scheduler, are 26
+// x 418 = 10900 cycles a group, or 340 a variable, where multiplications alone would take 176. A visit is 118
+// instructions in a chain of 5 shuffles and a reciprocal root, some 250 cycles, which hide behind that. So
+// what limits Sudoku is the rate of instructions; where free variables are few, as in 4x4, it is the chain.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +26,7 @@ namespace {
 constexpr int kTileFloats = 1024;  // of a group's g: variables times components
 constexpr int kMostWidth = kTileFloats;
 constexpr int kTileQuads = kTileFloats / 4;
-constexpr int kPadding = kWarp;    // of a list of places: as many as a chunk has at most
+constexpr int kPadding = kWarp;    // of a list of places: as many as a chunk has, at most
 constexpr int kChunkFloats = 256;  // of C, staged by a warp at a time; it has two such buffers
 
 // The shape of a group: how many variables of which width, and what of its g a lane has.

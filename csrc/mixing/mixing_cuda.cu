@@ -136,7 +136,7 @@ __device__ int list_free(Counts& counts, const Problem& problem, int64_t sample,
 // The sum over all places of a row of C times what lies there; a warp, the same bits in every lane.
 __device__ __forceinline__ Pair product_of_row(const float* row, const Pair* pairs, int64_t variables) {
   Pair sum{0.0f, 0.0f};
-#pragma unroll 4
+#pragma unroll 8
   for (int64_t j = lane_of_thread(); j < variables; j += kWarp) {
     const float entry = row[j];
     const Pair pair = pairs[j];

@@ -12,8 +12,8 @@ from tenfold.ops.mixing import Solution, mixing, mixing_backward, mixing_forward
 
 fake_cupy.install()
 
-# (samples, n, aux, m, k): one sample, odd sizes, more samples than blocks, more variables than threads, wide and
-# narrow vectors.
+# (samples, n, aux, m, k): one sample, odd sizes, more samples than blocks, more variables than threads, wide
+# and narrow vectors.
 SIZES = [
     (1, 1, 0, 1, 2),
     (3, 5, 2, 4, 5),
