@@ -9,7 +9,7 @@
 //
 // By count, not measured (sm_90a, k = 32, 705 free variables, groups of 32): a warp takes 418 instructions,
 // 256 of them multiplications, for a chunk of 8 variables. 85 chunks for 7 warps, two of a scheduler, are 26
-// x 418 = 10900 cycles a group, or 340 a variable, where multiplications alone would take 176. A visit is 118
+// x 418 = 10900 cycles a group, or 340 a variable, where multiplications alone would take 176. A visit is 120
 // instructions in a chain of 5 shuffles and a reciprocal root, some 250 cycles, which hide behind that. So
 // what limits Sudoku is the rate of instructions; where free variables are few, as in 4x4, it is the chain.
 #pragma once
@@ -50,9 +50,8 @@ inline int64_t padded_width(int64_t width) {
 
 // What a free variable has beside its vectors.
 struct alignas(16) Slot {
-  float first, second;  // of the constant part of g, see Descend and Adjust
-  float norm;           // |g|, or the factor of Adjust
-  int32_t variable;
+  float constant[3];  // of the constant part of g, see Descend and Adjust
+  float norm;         // |g|, or the factor of Adjust
 };
 
 // A sample being solved. Free variables are counted in the order of the visits.
@@ -140,7 +139,8 @@ struct Sums {
     const Quad* x =
         reinterpret_cast<const Quad*>(row_of<G>(s, from.first)) + lane_of_thread() % G::kColumnLanes;
     unsigned at = 4 * begin + row;
-    [[maybe_unused]] constexpr int kUnroll = G::kOwnQuads > 2 ? 1 : 4;  // for want of registers
+    // Registers do not allow more.
+    [[maybe_unused]] constexpr int kUnroll = G::kOwnQuads > 2 ? 1 : (G::kRows > 8 ? 4 : 2);
 #pragma unroll(kUnroll)
     for (int j = 0; j < from.count; ++j) {
       float entry[G::kOwnRows];
@@ -298,24 +298,24 @@ class Components {
   float held_[kHeld > 0 ? kHeld : 1];
 };
 
-// v = -g / |g|; the constant part of g lies in its components 0 and 1.
+// v = -g / |g|; the constant part of g lies in components 0 and 1, and constant[2] is 0.
 template <class G>
 struct Descend {
   float eps;
-  float is_first = lane_of_thread() == 0 ? 1.0f : 0.0f, is_second = lane_of_thread() == 1 ? 1.0f : 0.0f;
   float delta = 0.0f, first = 0.0f;  // the objective's change in this sweep, a lane's part; in the first
 
   struct Row {
-    Slot slot;
+    float constant;
     Components<G> x;
   };
 
   __device__ __forceinline__ Row read(const Sample& s, int i) const {
-    return {s.slots[i], Components<G>(row_of<G>(s, i))};
+    const unsigned lane = lane_of_thread();
+    return {s.slots[i].constant[lane < 2 ? lane : 2], Components<G>(row_of<G>(s, i))};
   }
 
   __device__ __forceinline__ float constant(const Row& row, int c) const {
-    return c == 0 ? is_first * row.slot.first + is_second * row.slot.second : 0.0f;
+    return c == 0 ? row.constant : 0.0f;
   }
 
   __device__ __forceinline__ float product(const Row&, const float (&g)[G::kColumns]) const {
@@ -348,7 +348,8 @@ struct Descend {
   }
 };
 
-// u = factor (I - v v^T) g; the constant part of g is slot.first in component 0, slot.second v in the others.
+// u = factor (I - v v^T) g; the constant part of g is constant[0] in component 0, constant[1] v in the
+// others.
 template <class G>
 struct Adjust {
   const float* v;  // (free, kWidth)
@@ -363,7 +364,7 @@ struct Adjust {
   }
 
   __device__ __forceinline__ float constant(const Row& row, int c) const {
-    return component_of<G>(c) == 0 ? row.slot.first : row.slot.second * row.v[c];
+    return component_of<G>(c) == 0 ? row.slot.constant[0] : row.slot.constant[1] * row.v[c];
   }
 
   __device__ __forceinline__ float product(const Row& row, const float (&g)[G::kColumns]) const {

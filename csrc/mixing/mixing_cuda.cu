@@ -103,9 +103,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // ---- what both directions begin with ----
 
-// Lists the free variables of a sample: `places` and the slots' variables. Returns how many there are.
+// Lists the places of a sample's free variables. Returns how many there are.
 template <class Counts>
-__device__ int list_free(Counts& counts, const Problem& problem, int64_t sample, int32_t* places, Slot* slots,
+__device__ int list_free(Counts& counts, const Problem& problem, int64_t sample, int32_t* places,
                          DeferredWord* bad_order) {
   const int64_t variables = problem.sizes.variables;
   const unsigned lane = lane_of_thread();
@@ -127,10 +127,13 @@ __device__ int list_free(Counts& counts, const Problem& problem, int64_t sample,
     }
     if (!mine) continue;
     places[at] = static_cast<int32_t>(place);
-    slots[at].variable = static_cast<int32_t>(i);
   }
   if (threadIdx.x < kPadding) places[free + threadIdx.x] = 0;  // a place, whichever
   return free;
+}
+
+__device__ __forceinline__ int64_t variable_of(const Sample& s, int i, const Problem& problem) {
+  return variable_at(problem.order, problem.sizes.variables, s.places[i]);
 }
 
 // The sum over all places of a row of C times what lies there; a warp, the same bits in every lane.
@@ -226,14 +229,12 @@ __device__ void start_sample(const Sample& s, Pair* pairs, const Problem& proble
     pairs[place] = pair;
   }
   for (int i = warp_of_thread(); i < s.free; i += kWarps)
-    write_start(row_of<G>(s, i), problem, start, sample, s.slots[i].variable, G::kWidth);
+    write_start(row_of<G>(s, i), problem, start, sample, variable_of(s, i, problem), G::kWidth);
   __syncthreads();
   for (int i = warp_of_thread(); i < s.free; i += kWarps) {
     const Pair pair = product_of_row(below(s.C, s.places[i], s), pairs, variables);
     if (lane_of_thread() != 0) continue;
-    s.slots[i].first = pair.first;
-    s.slots[i].second = pair.second;
-    s.slots[i].norm = 0.0f;
+    s.slots[i] = {{pair.first, pair.second, 0.0f}, 0.0f};
   }
 }
 
@@ -243,18 +244,18 @@ __device__ void write_outputs(Parts& parts, const Sample& s, const Problem& prob
   const Sizes& sizes = problem.sizes;
   float zero_norms = 0.0f, saturated = 0.0f;  // counts below 2^24 are exact
   for (int i = warp_of_thread(); i < s.free; i += kWarps) {
-    const Slot slot = s.slots[i];
+    const float norm = s.slots[i].norm;
+    const int64_t variable = variable_of(s, i, problem), at = sample * sizes.variables + variable;
     const float* const x = row_of<G>(s, i);
     const float sine = sqrtf(squared_sine(sizes.width, [&](int64_t c) { return x[c]; }));
-    const int64_t at = sample * sizes.variables + slot.variable;
     for (int64_t c = lane_of_thread(); out.V != nullptr && c < sizes.width; c += kWarp)
       out.V[at * sizes.width + c] = x[c];
     if (lane_of_thread() != 0) continue;
-    if (out.norms != nullptr) out.norms[at] = slot.norm;
-    zero_norms += slot.norm == 0.0f ? 1.0f : 0.0f;
-    if (slot.variable > sizes.user) continue;
+    if (out.norms != nullptr) out.norms[at] = norm;
+    zero_norms += norm == 0.0f ? 1.0f : 0.0f;
+    if (variable > sizes.user) continue;
     saturated += sine < kLeastSine ? 1.0f : 0.0f;
-    out.z[sample * sizes.user + slot.variable - 1] = atan2f(sine, -x[0]) * kInversePi;
+    out.z[sample * sizes.user + variable - 1] = atan2f(sine, -x[0]) * kInversePi;
   }
   const float all_zero = block_sum(parts, zero_norms), all_saturated = block_sum(parts, saturated);
   if (threadIdx.x != 0) return;
@@ -282,8 +283,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (!fine) continue;
     Sample s = scratch.sample<G>(sample, sizes.variables);
     Pair* const pairs = scratch.pairs + sample * sizes.variables;
-    s.free = list_free(counts, problem, sample, scratch.places_of(sample, sizes.variables), s.slots,
-                       reports.order);
+    s.free = list_free(counts, problem, sample, scratch.places_of(sample, sizes.variables), reports.order);
     __syncthreads();
     start_sample<G>(s, pairs, problem, start, sample);
     __syncthreads();
@@ -306,7 +306,7 @@ __device__ bool start_adjoint(Parts& parts, const Sample& s, float* v, const Pro
   const Sizes& sizes = problem.sizes;
   float lost = 0.0f;
   for (int i = warp_of_thread(); i < s.free; i += kWarps) {
-    const int64_t variable = s.slots[i].variable, at = sample * sizes.variables + variable;
+    const int64_t variable = variable_of(s, i, problem), at = sample * sizes.variables + variable;
     const float* const row = from.V + at * sizes.width;
     for (int c = lane_of_thread(); c < G::kWidth; c += kWarp) {
       row_of<G>(s, i)[c] = 0.0f;
@@ -318,9 +318,8 @@ __device__ bool start_adjoint(Parts& parts, const Sample& s, float* v, const Pro
     float slope = 0.0f;
     if (variable <= sizes.user)
       slope = from.z_grad[sample * sizes.user + variable - 1] * kInversePi / fmaxf(sine, kLeastSine);
-    s.slots[i].first = slope * square;  // 1 - v_0^2 without cancellation
-    s.slots[i].second = -slope * row[0];
-    s.slots[i].norm = norm == 0.0f ? 0.0f : -1.0f / (norm + from.prox_lam);
+    const float factor = norm == 0.0f ? 0.0f : -1.0f / (norm + from.prox_lam);
+    s.slots[i] = {{slope * square, -slope * row[0], 0.0f}, factor};  // 1 - v_0^2 without cancellation
     if (norm == 0.0f || sine < kLeastSine) lost = 1.0f;
   }
   return block_sum(parts, lost) == 0.0f || !from.official;
@@ -338,8 +337,8 @@ __device__ void write_gradients(const Sample& s, Pair* pairs, float* U, const Pr
   __syncthreads();
   for (int i = warp_of_thread(); i < s.free; i += kWarps) {
     const float* const x = row_of<G>(s, i);
-    for (int c = lane_of_thread(); c < G::kWidth; c += kWarp)
-      U[int64_t{s.slots[i].variable} * G::kWidth + c] = x[c];
+    const int64_t variable = variable_of(s, i, problem);
+    for (int c = lane_of_thread(); c < G::kWidth; c += kWarp) U[variable * G::kWidth + c] = x[c];
     if (lane_of_thread() == 0) pairs[s.places[i]] = {x[0], x[1]};
   }
   __syncthreads();
@@ -375,8 +374,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     Sample s = scratch.sample<G>(sample, sizes.variables);
     float* const U = all_U + sample * sizes.variables * G::kWidth;
-    s.free =
-        list_free(counts, problem, sample, scratch.places_of(sample, sizes.variables), s.slots, bad_order);
+    s.free = list_free(counts, problem, sample, scratch.places_of(sample, sizes.variables), bad_order);
     __syncthreads();
     const bool has = start_adjoint<G>(parts, s, U, problem, from, sample);
     const int32_t sweeps = !has ? 0 : from.sweeps < 0 ? from.counts[sample] : from.sweeps;
