@@ -7,11 +7,12 @@
 // cache, where 705 rows of 32 take 90 KB. No dynamic shared memory: two blocks fit a multiprocessor, and one
 // can gather while the other waits.
 //
-// By count, not measured (sm_90a, k = 32, 705 free variables, groups of 32): a warp takes 418 instructions,
-// 256 of them multiplications, for a chunk of 8 variables. 85 chunks for 7 warps, two of a scheduler, are 26
-// x 418 = 10900 cycles a group, or 340 a variable, where multiplications alone would take 176. A visit is 120
-// instructions in a chain of 5 shuffles and a reciprocal root, some 250 cycles, which hide behind that. So
-// what limits Sudoku is the rate of instructions; where free variables are few, as in 4x4, it is the chain.
+// By count, not measured (sm_90a, k = 32, 705 free variables, groups of 32): a warp takes some 420
+// instructions, 256 of them multiplications, for a chunk of 8 variables. 85 chunks for 7 warps, two of them
+// on a scheduler, are 26 x 420 = 10900 cycles a group, or 340 a variable; multiplications alone would take
+// 176. A visit is 120 instructions in a chain of 5 shuffles and a reciprocal root, some 250 cycles, which
+// hide behind that. So what limits Sudoku is the rate of instructions; where free variables are few, as in
+// 4x4, it is the chain.
 #pragma once
 
 #include <cstdint>
