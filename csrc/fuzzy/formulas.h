@@ -44,7 +44,7 @@ class LogAnd {
   void load(const Tile& tile) { operands_.load(tile); }
 
   void values(const Tile& tile, int64_t h, N* to) {
-    const N* rows[kMostOperands];
+    const N* rows[kMostOperands] = {};
     int count = 0;
     N base = 0;
     for (int i = 0; i < task_.operands; ++i) {
@@ -52,21 +52,22 @@ class LogAnd {
       cells.lanes ? void(rows[count++] = cells.row(h)) : void(base += *cells.row(h));
     }
     const Lanes<N> start = splat(base);
-    const auto each = [&](auto&& f) {
-      for (int64_t j = 0; j < tile.width; j += kLanes<N>) write(to + j, f(j));
+    const N *const first = rows[0], *const second = rows[1], *const third = rows[2];
+    const auto each = [to, width = tile.width](auto f) {
+      for (int64_t j = 0; j < width; j += kLanes<N>) write(to + j, f(j));
     };
     switch (count) {
       case 0:
-        return each([&](int64_t) { return start; });
+        return each([=](int64_t) { return start; });
       case 1:
-        return each([&](int64_t j) { return start + read(rows[0] + j); });
+        return each([=](int64_t j) { return start + read(first + j); });
       case 2:
-        return each([&](int64_t j) { return (start + read(rows[0] + j)) + read(rows[1] + j); });
+        return each([=](int64_t j) { return (start + read(first + j)) + read(second + j); });
       default:
-        each(
-            [&](int64_t j) { return (start + read(rows[0] + j)) + (read(rows[1] + j) + read(rows[2] + j)); });
+        each([=](int64_t j) { return (start + read(first + j)) + (read(second + j) + read(third + j)); });
     }
-    for (int i = 3; i < count; ++i) each([&](int64_t j) { return read(to + j) + read(rows[i] + j); });
+    for (int i = 3; i < count; ++i)
+      each([=, more = rows[i]](int64_t j) { return read(to + j) + read(more + j); });
   }
 
   // `slopes` are those of the result by the value of row h.
@@ -76,7 +77,7 @@ class LogAnd {
     for (int i = 0; i < task_.operands; ++i) {
       if (!to.wanted(i)) continue;
       if (to.lanes(i)) {
-        to.add_lanes(i, h, [&](int64_t j) { return read(slopes + j); });
+        to.add_lanes(i, h, [=](int64_t j) { return read(slopes + j); });
         continue;
       }
       if (!summed) sum = row_total<N>(tile.width, [&](int64_t j) { return read(slopes + j); });
@@ -106,11 +107,10 @@ class LogOr {
     inverse_alpha_ = static_cast<N>(1.0 / task.alpha);
     for (int i = 0; i < task.operands; ++i) {
       const bool lanes = task.operand[i].strides[kLaneAxis] != 0;
-      terms_[i].allocate(lanes ? kRows * kWidth : kRows * kLanes<N>);
+      terms_[i].allocate(lanes ? kRows * kStride : kRows * kLanes<N>);
       bias_[i] = static_cast<N>(task.log_weights[i] / task.alpha);
     }
-    sums_.allocate(kWidth);
-    fast_.allocate(kRows * kWidth);
+    fast_.allocate(kRows * kStride);
   }
 
   void load(const Tile& tile) {
@@ -128,13 +128,13 @@ class LogOr {
   }
 
   void values(const Tile& tile, int64_t h, N* to) {
-    with_sums(h, [&](auto&& sum_at) {
-      for (int64_t j = 0; j < tile.width; j += kLanes<N>) {
+    with_sums(h, [&, top = top_, inverse_alpha = inverse_alpha_, width = tile.width](auto sum_at) {
+      for (int64_t j = 0; j < width; j += kLanes<N>) {
         const Lanes<N> sum = sum_at(j);
         if (any_below(sum, kTiny(N{}))) {
           write(to + j, slowly(h, j));
         } else {
-          write(to + j, top_ + natural_log(sum) * inverse_alpha_);
+          write(to + j, top + natural_log(sum) * inverse_alpha);
         }
       }
     });
@@ -146,7 +146,7 @@ class LogOr {
     constexpr N kSafe = std::is_same_v<N, float> ? static_cast<N>(1e-9) : static_cast<N>(1e-70);
     double result = 0;
     bool small = false;
-    with_sums(h, [&](auto&& sum_at) {
+    with_sums(h, [&](auto sum_at) {
       Lanes<N> logs{}, least = splat(static_cast<N>(1));
       const int64_t whole = tile.lanes / kLanes<N> * kLanes<N>;
       int64_t j = 0;
@@ -177,14 +177,12 @@ class LogOr {
 
   void backward(const Tile& tile, int64_t h, const N* slopes, Contributions<T>& to) {
     N* const ratios = fast_.data();
-    N* const sums = sums_.data();
     bool slow = false;
-    with_sums(h, [&](auto&& sum_at) {
+    with_sums(h, [&slow, slopes, ratios, width = tile.width](auto sum_at) {
       Lanes<N> least = splat(static_cast<N>(1));
-      for (int64_t j = 0; j < tile.width; j += kLanes<N>) {
+      for (int64_t j = 0; j < width; j += kLanes<N>) {
         const Lanes<N> sum = sum_at(j);
         least = smaller(sum, least);
-        write(sums + j, sum);
         write(ratios + j, read(slopes + j) * inverse(sum));
       }
       slow = any_below(least, kTiny(N{}));
@@ -200,10 +198,10 @@ class LogOr {
       if (to.lanes(i)) {
         const Lanes<N> factors = splat(factor);
         if (cells.lanes) {
-          to.add_lanes(i, h, [&](int64_t j) { return read(terms + j) * factors * read(ratios + j); });
+          to.add_lanes(i, h, [=](int64_t j) { return read(terms + j) * factors * read(ratios + j); });
         } else {
           const Lanes<N> both = splat(factor * *terms);
-          to.add_lanes(i, h, [&](int64_t j) { return both * read(ratios + j); });
+          to.add_lanes(i, h, [=](int64_t j) { return both * read(ratios + j); });
         }
         continue;
       }
@@ -216,7 +214,7 @@ class LogOr {
  private:
   const N* term_row(int i, int64_t h) const {
     const Cells<N>& cells = operands_.cells(i);
-    return terms_[i].data() + (cells.rows ? h * (cells.lanes ? kWidth : 1) : 0);
+    return terms_[i].data() + (cells.rows ? h * (cells.lanes ? kStride : 1) : 0);
   }
 
   void exponentiate(int i, const Tile& tile) {
@@ -231,13 +229,13 @@ class LogOr {
       }
     }
     tops_[i] = top;
-    const N safe = top > static_cast<N>(-kInfinity) ? top : 0;
+    const N safe = top > static_cast<N>(-kInfinity) ? top : 0, to_log2 = to_log2_;
     for (int64_t h = 0; h < rows; ++h) {
       if (cells.lanes) {
         const N* const from = cells.row(h);
-        N* const to = terms_[i].data() + h * kWidth;
-        for (int64_t j = 0; j < tile.width; j += kLanes<N>) {
-          write(to + j, power_of_two((read(from + j) - safe) * to_log2_));
+        N* const to = terms_[i].data() + h * kStride;
+        for (int64_t j = 0, width = tile.width; j < width; j += kLanes<N>) {
+          write(to + j, power_of_two((read(from + j) - safe) * to_log2));
         }
         for (int64_t j = tile.lanes; j < tile.width; ++j) to[j] = 1;
       } else {
@@ -251,8 +249,8 @@ class LogOr {
   // Calls f(sum_at), where sum_at(j) is the sum of the exponentials of a vector of row h.
   template <class F>
   void with_sums(int64_t h, F&& f) {
-    const N* rows[kMostOperands];
-    Lanes<N> factors[kMostOperands];
+    const N* rows[kMostOperands] = {};
+    Lanes<N> factors[kMostOperands] = {};
     int count = 0;
     N base = 0;
     for (int i = 0; i < task_.operands; ++i) {
@@ -317,7 +315,7 @@ class LogOr {
 
   const Task& task_;
   Operands<T> operands_;
-  Memory<N> terms_[kMostOperands], sums_, fast_;
+  Memory<N> terms_[kMostOperands], fast_;
   N to_log2_, inverse_alpha_, bias_[kMostOperands], tops_[kMostOperands], factors_[kMostOperands], top_;
 };
 
@@ -328,22 +326,25 @@ class Postfix {
  public:
   using N = NumberOf<T>;
 
-  Postfix(const Task& task, bool with_gradient) : task_(task), operands_(task), rows_(task.steps * kWidth) {
+  Postfix(const Task& task, bool with_gradient) : task_(task), operands_(task), rows_(task.steps * kStride) {
     away_ = {static_cast<N>(1.0 - task.eps), static_cast<N>(task.eps)};
-    if (with_gradient) slopes_.allocate(task.steps * kWidth);
+    if (with_gradient) slopes_.allocate(task.steps * kStride);
   }
 
-  void load(const Tile& tile) { operands_.load(tile); }
+  void load(const Tile& tile) {
+    operands_.load(tile);
+    evaluated_ = -1;
+  }
 
   void values(const Tile& tile, int64_t h, N* to) {
-    evaluate(tile, h, to, nullptr);
+    evaluate(tile, h, to);
     const Value& last = values_[task_.steps - 1];
     if (last.row == to && last.lanes) return;
     for (int64_t j = 0; j < tile.width; j += kLanes<N>) write(to + j, at(last, j));
   }
 
   void backward(const Tile& tile, int64_t h, const N* slopes, Contributions<T>& to) {
-    evaluate(tile, h, nullptr, &to);
+    if (evaluated_ != h) evaluate(tile, h, rows_.data() + (task_.steps - 1) * kStride);
     const int last = task_.steps - 1;
     slope_rows_[last] = slopes;
     if (!values_[last].lanes) {
@@ -355,15 +356,19 @@ class Postfix {
         give(i, step.operand, h, tile, to);
       } else if (is_unary(step.code)) {
         with_unary(step.code, [&](auto f) {
-          const Value& x = values_[task_.program[i].left];
-          pass(i, task_.program[i].left, tile, [&](int64_t j) { return f.slope(at(x, j), away_); });
+          const Value& x = values_[step.left];
+          with_values(x, x, [&](auto x_at, auto) {
+            pass(i, step.left, tile, [=, away = away_](int64_t j) { return f.slope(x_at(j), away); });
+          });
         });
       } else {
         with_binary(step.code, [&](auto f) {
-          const Value &x = values_[task_.program[i].left], &y = values_[i - 1];
-          pass(i, task_.program[i].left, tile,
-               [&](int64_t j) { return f.slopes(at(x, j), at(y, j), away_).x; });
-          pass(i, i - 1, tile, [&](int64_t j) { return f.slopes(at(x, j), at(y, j), away_).y; });
+          with_values(values_[step.left], values_[i - 1], [&](auto x_at, auto y_at) {
+            const auto slopes_at = [=, away = away_](int64_t j) { return f.slopes(x_at(j), y_at(j), away); };
+            if (values_[step.left].lanes && values_[i - 1].lanes) return pass_both(i, tile, slopes_at);
+            pass(i, step.left, tile, [=](int64_t j) { return slopes_at(j).x; });
+            pass(i, i - 1, tile, [=](int64_t j) { return slopes_at(j).y; });
+          });
         });
       }
     }
@@ -391,36 +396,39 @@ class Postfix {
     y.lanes ? f(one(x), row(y)) : f(one(x), one(y));
   }
 
-  // Values of all steps, the last one at `end` where that is given.
-  void evaluate(const Tile& tile, int64_t h, N* end, const Contributions<T>* to) {
+  // Values of all steps, the last one at `end`, where it may be overwritten: slopes do not need it.
+  void evaluate(const Tile& tile, int64_t h, N* end) {
+    const Away<N> away = away_;
+    evaluated_ = h;
     for (int i = 0; i < task_.steps; ++i) {
       const Step step = task_.program[i];
-      N* const row = i == task_.steps - 1 && end != nullptr ? end : rows_.data() + i * kWidth;
+      N* const row = i == task_.steps - 1 ? end : rows_.data() + i * kStride;
       if (step.code == Code::operand) {
         const Cells<N>& cells = operands_.cells(step.operand);
         values_[i] = {cells.row(h), cells.lanes};
         // A gradient with lanes for an operand whose cells share one.
-        if (!cells.lanes && to != nullptr && to->wanted(step.operand) && to->lanes(step.operand)) {
+        const Strided& grad = task_.grads[step.operand];
+        if (!cells.lanes && grad.data != nullptr && grad.strides[kLaneAxis] != 0) {
           fill(row, tile.width, *cells.row(h));
           values_[i] = {row, true};
         }
         continue;
       }
       if (is_unary(step.code)) {
-        const Value& x = values_[task_.program[i].left];
+        const Value& x = values_[step.left];
         const int64_t width = x.lanes ? tile.width : kLanes<N>;
         with_unary(step.code, [&](auto f) {
-          for (int64_t j = 0; j < width; j += kLanes<N>) write(row + j, f.value(at(x, j), away_));
+          for (int64_t j = 0; j < width; j += kLanes<N>) write(row + j, f.value(at(x, j), away));
         });
         values_[i] = {row, x.lanes};
         continue;
       }
-      const Value &x = values_[task_.program[i].left], &y = values_[i - 1];
+      const Value &x = values_[step.left], &y = values_[i - 1];
       const bool lanes = x.lanes || y.lanes;
       const int64_t width = lanes ? tile.width : kLanes<N>;
       with_binary(step.code, [&](auto f) {
         with_values(x, y, [&](auto x_at, auto y_at) {
-          for (int64_t j = 0; j < width; j += kLanes<N>) write(row + j, f.value(x_at(j), y_at(j), away_));
+          for (int64_t j = 0; j < width; j += kLanes<N>) write(row + j, f.value(x_at(j), y_at(j), away));
         });
       });
       values_[i] = {row, lanes};
@@ -429,11 +437,28 @@ class Postfix {
 
   // Slopes of step i, handed on to one of its operands.
   template <class F>
-  void pass(int i, int operand, const Tile& tile, F&& slope_at) {
+  void pass_both(int i, const Tile& tile, F slopes_at) {
+    const int left = task_.program[i].left;
+    N *const to_left = slopes_.data() + left * kStride, *const to_right = slopes_.data() + (i - 1) * kStride;
+    const N* const from = slope_rows_[i];
+    for (int64_t j = 0, width = tile.width; j < width; j += kLanes<N>) {
+      const Lanes<N> own = read(from + j);
+      const auto slopes = slopes_at(j);
+      write(to_left + j, own * slopes.x);
+      write(to_right + j, own * slopes.y);
+    }
+    slope_rows_[left] = to_left;
+    slope_rows_[i - 1] = to_right;
+  }
+
+  template <class F>
+  void pass(int i, int operand, const Tile& tile, F slope_at) {
     if (values_[operand].lanes) {
-      N* const to = slopes_.data() + operand * kWidth;
+      N* const to = slopes_.data() + operand * kStride;
       const N* const from = slope_rows_[i];
-      for (int64_t j = 0; j < tile.width; j += kLanes<N>) write(to + j, read(from + j) * slope_at(j));
+      for (int64_t j = 0, width = tile.width; j < width; j += kLanes<N>) {
+        write(to + j, read(from + j) * slope_at(j));
+      }
       slope_rows_[operand] = to;
     } else if (values_[i].lanes) {
       const N* const from = slope_rows_[i];
@@ -450,7 +475,7 @@ class Postfix {
     if (!to.wanted(operand)) return;
     if (!values_[i].lanes) return to.add_cell(operand, h, slope_sums_[i]);
     const N* const from = slope_rows_[i];
-    if (to.lanes(operand)) return to.add_lanes(operand, h, [&](int64_t j) { return read(from + j); });
+    if (to.lanes(operand)) return to.add_lanes(operand, h, [=](int64_t j) { return read(from + j); });
     to.add_cell(operand, h, row_total<N>(tile.width, [&](int64_t j) { return read(from + j); }));
   }
 
@@ -461,6 +486,7 @@ class Postfix {
   Value values_[kMostSteps];
   const N* slope_rows_[kMostSteps];
   double slope_sums_[kMostSteps];
+  int64_t evaluated_ = -1;  // the row whose steps' values are there
 };
 
 }  // namespace TENFOLD_LEVEL

@@ -114,7 +114,7 @@ void segments_backward_of(const SegmentTask& task) {
       const Slope<double> slope = slope_of(task.reduction, grad, state(task.raw), state(task.count));
       const Both both{splat(static_cast<N>(slope.factor)), splat(static_cast<N>(slope.reference))};
       for_pieces<T>(task, i, row.data(), [&](int64_t at, const Tile& tile) {
-        slope_row(task.reduction, row.data(), tile.width, slopes.data(), [&](int64_t) { return both; });
+        slope_row(task.reduction, row.data(), tile.width, slopes.data(), [=](int64_t) { return both; });
         T* const to = reinterpret_cast<T*>(task.values_grad) + at;
         for (int64_t j = 0; j < tile.lanes; ++j) round_to(to[j], slopes[j]);
       });

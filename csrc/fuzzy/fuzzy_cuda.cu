@@ -221,6 +221,12 @@ struct Postfix {
   }
 };
 
+// A formula by its number, for the sake of names that tests/simt/static.py can show.
+template <int formula>
+using FormulaOf =
+    std::conditional_t<formula == static_cast<int>(Formula::log_and), LogAnd,
+                       std::conditional_t<formula == static_cast<int>(Formula::log_or), LogOr, Postfix>>;
+
 // As the quantifier takes it.
 template <class N>
 __device__ __forceinline__ N prepared(const Reduction& reduction, N value) {
@@ -267,11 +273,12 @@ __device__ __forceinline__ void see(const Reduction& reduction, Seen<N>& seen, N
   }
 }
 
-template <class T, class F>
+template <class T, int formula>
 __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
     reduce_pieces(const __grid_constant__ Task task, const __grid_constant__ Plan plan,
                   Seen<NumberOf<T>>* partial) {
   using N = NumberOf<T>;
+  using F = FormulaOf<formula>;
   TENFOLD_SHARED(N, values, F::kSteps * kThreads<T>);
   TENFOLD_SHARED(N, most, kThreads<T>);
   TENFOLD_SHARED(double, sum, kThreads<T>);
@@ -335,10 +342,11 @@ __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
   }
 }
 
-template <class T, class F>
+template <class T, int formula>
 __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
     evaluate_elements(const __grid_constant__ Task task, const __grid_constant__ Plan plan) {
   using N = NumberOf<T>;
+  using F = FormulaOf<formula>;
   TENFOLD_SHARED(N, values, F::kSteps * kThreads<T>);
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t step = int64_t{gridDim.x} * kThreads<T>;
@@ -373,11 +381,12 @@ __device__ __forceinline__ NumberOf<T> slope_at(const Task& task, const Place& p
   return factor * number_exp((v - reference) * sharpness);
 }
 
-template <class T, class F>
+template <class T, int formula>
 __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
     reduce_gradient(const __grid_constant__ Task task, const __grid_constant__ Plan plan, const int operand,
                     double* partial) {
   using N = NumberOf<T>;
+  using F = FormulaOf<formula>;
   TENFOLD_SHARED(N, values, F::kSteps * kThreads<T>);
   TENFOLD_SHARED(double, sum, kThreads<T>);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % plan.group;
@@ -706,15 +715,16 @@ void with_element(Element element, F&& f) {
   }
 }
 
+// Calls f with the formula's number.
 template <class F>
 void with_formula(Formula formula, F&& f) {
   switch (formula) {
     case Formula::log_and:
-      return f(LogAnd{});
+      return f(std::integral_constant<int, static_cast<int>(Formula::log_and)>{});
     case Formula::log_or:
-      return f(LogOr{});
+      return f(std::integral_constant<int, static_cast<int>(Formula::log_or)>{});
     case Formula::postfix:
-      return f(Postfix{});
+      return f(std::integral_constant<int, static_cast<int>(Formula::postfix)>{});
   }
 }
 
@@ -753,14 +763,13 @@ template <class T>
 void run_quantify(const Task& task, char* scratch, Queue queue) {
   const Plan plan = result_plan(task);
   with_formula(task.formula, [&](auto formula) {
-    using F = decltype(formula);
     if (task.reduction.quantifier == Quantifier::copy) {
-      return launch(queue.stream, grid_of<T>(plan.targets.size), kThreads<T>, evaluate_elements<T, F>, task,
-                    plan);
+      return launch(queue.stream, grid_of<T>(plan.targets.size), kThreads<T>, evaluate_elements<T, formula()>,
+                    task, plan);
     }
     auto* const partial = reinterpret_cast<Seen<NumberOf<T>>*>(scratch);
     launch(queue.stream, grid_of<T>(plan.targets.size * plan.pieces, kThreads<T> / plan.group), kThreads<T>,
-           reduce_pieces<T, F>, task, plan, partial);
+           reduce_pieces<T, formula()>, task, plan, partial);
     launch(queue.stream, grid_of<T>(plan.targets.size), kThreads<T>, finish_results<T>, task, plan, partial);
   });
 }
@@ -774,7 +783,7 @@ void run_backward(const Task& task, char* scratch, Queue queue) {
     double* const partial = reinterpret_cast<double*>(scratch);
     with_formula(task.formula, [&](auto formula) {
       launch(queue.stream, grid_of<T>(plan.targets.size * plan.pieces, kThreads<T> / plan.group), kThreads<T>,
-             reduce_gradient<T, decltype(formula)>, task, plan, i, partial);
+             reduce_gradient<T, formula()>, task, plan, i, partial);
     });
     launch(queue.stream, grid_of<T>(plan.targets.size), kThreads<T>, finish_gradient<T>, task.grads[i],
            task.add_to[i], plan, partial);

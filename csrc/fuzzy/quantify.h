@@ -71,7 +71,7 @@ class Forward {
         states_(states),
         formula_(task, false),
         guard_(task.guard),
-        values_(kRows * kWidth),
+        values_(kRows * kStride),
         most_(kWidth),
         sum_(kWidth) {}
 
@@ -84,7 +84,7 @@ class Forward {
   }
 
  private:
-  N* row(int64_t h) const { return values_.data() + h * kWidth; }
+  N* row(int64_t h) const { return values_.data() + h * kStride; }
 
   Seen<N> seen(const Tile& tile, int64_t h) {
     const Reduction& reduction = task_.reduction;
@@ -294,12 +294,13 @@ class Backward {
     };
     if (task_.kept[kLaneAxis]) {
       if (task_.kept[kRowAxis]) load_slopes(tile, h);
+      const N *const factors = factors_.data(), *const references = references_.data();
       slope_row(reduction, values_.data(), tile.width, slopes,
-                [&](int64_t j) { return Both{read(factors_.data() + j), read(references_.data() + j)}; });
+                [=](int64_t j) { return Both{read(factors + j), read(references + j)}; });
     } else {
       const Slope<N> slope = slope_at(tile, h, 0);
       const Both both{splat(slope.factor), splat(slope.reference)};
-      slope_row(reduction, values_.data(), tile.width, slopes, [&](int64_t) { return both; });
+      slope_row(reduction, values_.data(), tile.width, slopes, [=](int64_t) { return both; });
     }
     clear_rest(tile, h);
   }

@@ -79,17 +79,17 @@ Seen<N> seen_in_row(const Reduction& reduction, const N* row, int64_t width) {
   }
 }
 
-// The sums of a column of vectors, rows of kWidth from `from` on: what seen_in_row gives, for each lane.
+// The sums of a column of vectors, rows of kStride from `from` on: what seen_in_row gives, for each lane.
 template <class N>
 void seen_in_columns(const Reduction& reduction, const N* from, int64_t rows, N* most, N* sum) {
   Lanes<N> total{};
   if (reduction.quantifier == Quantifier::scaled || reduction.quantifier == Quantifier::most) {
     Lanes<N> top = read(from);
-    for (int64_t h = 1; h < rows; ++h) top = larger(read(from + h * kWidth), top);
+    for (int64_t h = 1; h < rows; ++h) top = larger(read(from + h * kStride), top);
     const N factor = static_cast<N>(reduction.sharpness * kLog2e);
     const auto none = top == static_cast<N>(-kInfinity);
     for (int64_t h = 0; h < rows; ++h) {
-      const Lanes<N> v = read(from + h * kWidth);
+      const Lanes<N> v = read(from + h * kStride);
       if (reduction.quantifier == Quantifier::most) {
         total += v == top ? splat(N(1)) : Lanes<N>{};
       } else {
@@ -99,9 +99,9 @@ void seen_in_columns(const Reduction& reduction, const N* from, int64_t rows, N*
     total = none ? Lanes<N>{} : total;
     write(most, top);
   } else if (reduction.quantifier == Quantifier::power) {
-    for (int64_t h = 0; h < rows; ++h) total += raised<N>(read(from + h * kWidth), reduction.power);
+    for (int64_t h = 0; h < rows; ++h) total += raised<N>(read(from + h * kStride), reduction.power);
   } else {
-    for (int64_t h = 0; h < rows; ++h) total += read(from + h * kWidth);
+    for (int64_t h = 0; h < rows; ++h) total += read(from + h * kStride);
   }
   write(sum, total);
 }
@@ -110,20 +110,20 @@ void seen_in_columns(const Reduction& reduction, const N* from, int64_t rows, N*
 
 // slopes[j] from the prepared values of a row (for sums: from nothing); slope_at(j) gives vectors of both.
 template <class N, class F>
-void slope_row(const Reduction& reduction, const N* values, int64_t width, N* slopes, F&& slope_at) {
+void slope_row(const Reduction& reduction, const N* values, int64_t width, N* slopes, F slope_at) {
   const N sharpness =
       static_cast<N>((reduction.logged ? reduction.sharpness - 1.0 : reduction.sharpness) * kLog2e);
   const int power = reduction.power - 1;
-  const auto each = [&](auto&& f) {
+  const auto each = [=](auto f) {
     for (int64_t j = 0; j < width; j += kLanes<N>) write(slopes + j, f(j, slope_at(j)));
   };
   switch (reduction.quantifier) {
     case Quantifier::scaled:
-      return each([&](int64_t j, auto slope) {
+      return each([=](int64_t j, auto slope) {
         return slope.factor * power_of_two((read(values + j) - slope.reference) * sharpness);
       });
     case Quantifier::most:
-      return each([&](int64_t j, auto slope) {
+      return each([=](int64_t j, auto slope) {
         return read(values + j) == slope.reference ? slope.factor : Lanes<N>{};
       });
     case Quantifier::power:
@@ -131,11 +131,11 @@ void slope_row(const Reduction& reduction, const N* values, int64_t width, N* sl
         return each(
             [&](int64_t j, auto slope) { return slope.factor * (read(values + j) * slope.reference); });
       }
-      return each([&](int64_t j, auto slope) {
+      return each([=](int64_t j, auto slope) {
         return slope.factor * raised<N>(read(values + j) * slope.reference, power);
       });
     default:
-      return each([&](int64_t, auto slope) { return slope.factor; });
+      return each([=](int64_t, auto slope) { return slope.factor; });
   }
 }
 

@@ -13,8 +13,9 @@ namespace tenfold::fuzzy {
 namespace TENFOLD_LEVEL {
 
 // to[j] = f(j), or + f(j), for the lanes of a tile.
+// What f reads is captured by value: it stays in registers.
 template <class N, class F>
-void put_row(N* to, int64_t lanes, bool first, F&& f) {
+[[gnu::always_inline]] inline void put_row(N* to, int64_t lanes, bool first, F f) {
   int64_t j = 0;
   if (first) {
     for (; j + kLanes<N> <= lanes; j += kLanes<N>) write(to + j, f(j));
@@ -173,7 +174,7 @@ class Contributions {
 
   // f(j): the contributions of a vector of row h to operand i, which has lanes.
   template <class F>
-  void add_lanes(int i, int64_t h, F&& f) {
+  void add_lanes(int i, int64_t h, F f) {
     const Store<T>& store = stores_[i];
     if (!store.rows) {
       put_row(columns_[i].data(), tile_->width, !column_there_[i], f);
@@ -212,7 +213,7 @@ class Contributions {
         const N* const column = columns_[i].data();
         const bool there = column_there_[i];
         N* const to = store.row(*tile_, part_, 0, row_.data());
-        put_row(to, tile_->lanes, first, [&](int64_t j) { return there ? read(column + j) : Lanes<N>{}; });
+        put_row(to, tile_->lanes, first, [=](int64_t j) { return there ? read(column + j) : Lanes<N>{}; });
         if (store.keep == Keep::single) store.commit(*tile_, 0, to);
       } else {
         for (int64_t h = 0; h < (store.rows ? tile_->rows : 1); ++h) {

@@ -12,8 +12,10 @@
 namespace tenfold::fuzzy {
 namespace TENFOLD_LEVEL {
 
-// A tile of float fills half of a first-level cache.
-inline constexpr int64_t kRows = 8, kWidth = 512;
+// Tiles are kRows rows of half of kWidth lanes, or where there are more lanes half as many rows of all: 16
+// KiB of float, half of a first-level cache, and whole pages of memory one after another. Rows in memory of
+// ours are kStride apart, a line more than a page, so that they do not share the lines of a cache.
+inline constexpr int64_t kRows = 8, kWidth = 1024, kStride = kWidth + 16;
 // Below this many elements waking a thread costs more than it saves.
 inline constexpr int64_t kSmall = 1 << 14;
 
@@ -77,10 +79,11 @@ void for_tiles(const Task& task, int part, Body&& body) {
   begin[axis] = units * part / task.parts * unit;
   const int64_t stop = units * (part + 1) / task.parts * unit;
   if (stop < end[axis]) end[axis] = stop;
+  const int64_t rows = task.counts[kLaneAxis] > kWidth / 2 ? kRows / 2 : kRows;
   Tile tile;
   for (int64_t a = begin[kOuter]; a < end[kOuter]; ++a) {
-    for (int64_t h = begin[kRowAxis]; h < end[kRowAxis]; h += kRows) {
-      tile.rows = end[kRowAxis] - h < kRows ? end[kRowAxis] - h : kRows;
+    for (int64_t h = begin[kRowAxis]; h < end[kRowAxis]; h += rows) {
+      tile.rows = end[kRowAxis] - h < rows ? end[kRowAxis] - h : rows;
       for (int64_t j = begin[kLaneAxis]; j < end[kLaneAxis]; j += kWidth) {
         tile.lanes = end[kLaneAxis] - j < kWidth ? end[kLaneAxis] - j : kWidth;
         tile.width = padded<N>(tile.lanes);
@@ -158,7 +161,7 @@ class Packed {
 
  private:
   void copy(const char* from, int64_t row_stride, int64_t lane_stride, const Tile& tile) {
-    if (memory_.data() == nullptr) memory_.allocate(kRows * kWidth);
+    if (memory_.data() == nullptr) memory_.allocate(kRows * kStride);
     cells_.data = memory_.data();
     const int64_t rows = cells_.rows ? tile.rows : 1;
     const auto at = [&](int64_t h, int64_t j) {
@@ -169,16 +172,16 @@ class Packed {
       for (int64_t h = 0; h < rows; ++h) memory_[h] = to_float(*at(h, 0));
       return;
     }
-    cells_.row_step = cells_.rows ? kWidth : 0;
+    cells_.row_step = cells_.rows ? kStride : 0;
     if (lane_stride == static_cast<int64_t>(sizeof(T))) {
-      for (int64_t h = 0; h < rows; ++h) convert(memory_.data() + h * kWidth, at(h, 0), tile.lanes);
+      for (int64_t h = 0; h < rows; ++h) convert(memory_.data() + h * kStride, at(h, 0), tile.lanes);
     } else {
       for (int64_t j = 0; j < tile.lanes; ++j) {
-        for (int64_t h = 0; h < rows; ++h) memory_[h * kWidth + j] = to_float(*at(h, j));
+        for (int64_t h = 0; h < rows; ++h) memory_[h * kStride + j] = to_float(*at(h, j));
       }
     }
     for (int64_t h = 0; h < rows; ++h) {
-      for (int64_t j = tile.lanes; j < tile.width; ++j) memory_[h * kWidth + j] = 0;
+      for (int64_t j = tile.lanes; j < tile.width; ++j) memory_[h * kStride + j] = 0;
     }
   }
 
@@ -213,8 +216,8 @@ class GuardTile {
   using N = NumberOf<T>;
 
   explicit GuardTile(const GuardTask& guard) : guard_(guard) {
-    if (guard.present) flags_.allocate(kRows * kWidth);
-    if (guard.features > 0) points_.allocate(kRows * kWidth + kWidth);
+    if (guard.present) flags_.allocate(kRows * kStride);
+    if (guard.features > 0) points_.allocate(kRows * kStride + kWidth);
   }
 
   void load(const Tile& tile) {
@@ -270,7 +273,7 @@ class GuardTile {
     cells_.data = flags_.data();
     cells_.lanes = lanes;
     cells_.rows = rows;
-    cells_.row_step = rows ? (lanes ? kWidth : 1) : 0;
+    cells_.row_step = rows ? (lanes ? kStride : 1) : 0;
   }
 
   // Squares of distances are compared, feature by feature over a row of points.
@@ -288,11 +291,11 @@ class GuardTile {
           a.strides[kRowAxis] != 0 || b.strides[kRowAxis] != 0);
     const int64_t rows = cells_.rows ? tile.rows : 1, lanes = cells_.lanes ? tile.lanes : 1;
     N* const squares = points_.data();
-    for (int64_t i = 0; i < rows * kWidth; ++i) squares[i] = 0;
+    for (int64_t i = 0; i < rows * kStride; ++i) squares[i] = 0;
     for (int64_t f = 0; f < guard_.features; ++f) {
       const char* const from_a = address(a, tile) + f * guard_.values_step;
       const char* const from_b = address(b, tile) + f * guard_.other_step;
-      N* const lane_points = points_.data() + kRows * kWidth;
+      N* const lane_points = points_.data() + kRows * kStride;
       const bool a_in_lanes = a.strides[kLaneAxis] != 0;  // the other one then is not: axes differ
       const Strided& in_lanes = a_in_lanes ? a : b;
       const Strided& in_rows = a_in_lanes ? b : a;
@@ -305,7 +308,7 @@ class GuardTile {
         const N own = to_float(*reinterpret_cast<const T*>(row_from + h * in_rows.strides[kRowAxis]));
         // Where neither varies along lanes, `in_lanes` may vary along rows.
         const N moved = to_float(*reinterpret_cast<const T*>(lane_from + h * in_lanes.strides[kRowAxis]));
-        N* const row = squares + h * kWidth;
+        N* const row = squares + h * kStride;
         for (int64_t j = 0; j < lanes; ++j) {
           const N difference = own - (cells_.lanes ? lane_points[j] : moved);
           row[j] += difference * difference;
@@ -317,7 +320,7 @@ class GuardTile {
     with_relation(guard_.relation, [&](auto holds) {
       for (int64_t h = 0; h < rows; ++h) {
         N* const flags = flags_.data() + h * cells_.row_step;
-        for (int64_t j = 0; j < lanes; ++j) flags[j] = holds(squares[h * kWidth + j], bound);
+        for (int64_t j = 0; j < lanes; ++j) flags[j] = holds(squares[h * kStride + j], bound);
         for (int64_t j = lanes; j < tile.width && cells_.lanes; ++j) flags[j] = 0;
       }
     });

@@ -504,6 +504,44 @@ def test_bounds_of_log_mean_exp():
         assert (value <= most + 1e-5).all() and (value >= most - math.log(400) / alpha - 1e-5).all()
 
 
+# ---- the same formulas in LTNtorch ----
+
+
+@pytest.mark.parametrize("p", [1, 2, 6])
+@pytest.mark.parametrize("quantifier", ["f", "e"])
+def test_formulas_as_in_ltntorch(quantifier, p):
+    ltn = pytest.importorskip("ltn", reason="LTNtorch is not installed")
+    ops = ltn.fuzzy_ops
+    tables = [truths(7), truths(9, seed=1), truths(7, 9, seed=2)]
+    connectives = {
+        "and": ops.AndProd(),
+        "or": ops.OrProbSum(),
+        "implies": ops.ImpliesReichenbach(),
+        "and_goedel": ops.AndMin(),
+        "or_goedel": ops.OrMax(),
+        "implies_kleene": ops.ImpliesKleeneDienes(),
+        "and_lukasiewicz": ops.AndLuk(),
+        "or_lukasiewicz": ops.OrLuk(),
+        "implies_lukasiewicz": ops.ImpliesLuk(),
+    }
+    aggregate = ops.AggregPMeanError(p=p) if quantifier == "f" else ops.AggregPMean(p=p)
+    for first, second in itertools.product(connectives, repeat=2):
+        leaves = [t.clone().requires_grad_() for t in tables]
+        x, y = ltn.Variable("x", torch.zeros(7, 1)), ltn.Variable("y", torch.zeros(9, 1))
+        objects = [
+            ltn.LTNObject(t, names) for t, names in zip(leaves, (["x"], ["y"], ["x", "y"]), strict=True)
+        ]
+        inner = ltn.Connective(connectives[first])(*objects[:2])
+        whole = ltn.Connective(connectives[second])(inner, objects[2])
+        want = ltn.Quantifier(aggregate, quantifier=quantifier)([x, y], whole).value
+        agg = "pmean_error" if quantifier == "f" else "pmean"
+        mine = [t.clone().requires_grad_() for t in tables]
+        got = fuzzy_quantify(mine, ["x", "y", "xy"], "xy", formula=f"0 1 {first} 2 {second}", agg=agg, p=p)
+        torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-6)
+        for a, b in zip(torch.autograd.grad(got, mine), torch.autograd.grad(want, leaves), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
 # ---- along dimensions, elementwise ----
 
 

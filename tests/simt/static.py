@@ -196,6 +196,8 @@ _T, _E, _R = _B * _N, 8, 2 * _B * _N
 _CHUNKS = _N // 32
 """Parts in which the rows of a sample are added up: csrc/adaln/adaln.h."""
 _HEADS = _D // 64
+_F = 4096
+"""Rows and columns of the table of truth values in fuzzy's formulas."""
 # Operations of an element, about: what CUDA's erfcf, expf and division come to.
 _GELU, _SILU = 40, 20
 
@@ -290,6 +292,14 @@ WORK = (
         4 * (6 * _T * _D + 3 * _HEADS * _T),
         8 * _T * _N * _D,
     ),
+    Work("reduce_pieces<float, 0>", "log_quantify of a, b and c", 4 * (_F * _F + 3 * _F), 30 * _F * _F),
+    Work("reduce_gradient<float, 0>", "its gradient of c", 4 * (2 * _F * _F + 4 * _F), 40 * _F * _F),
+    Work("reduce_pieces<float, 1>", "log_quantify, or", 4 * (_F * _F + 2 * _F), 90 * _F * _F),
+    Work("reduce_gradient<float, 1>", "its gradient of r", 4 * (2 * _F * _F + 2 * _F), 90 * _F * _F),
+    Work("reduce_pieces<float, 2>", "fuzzy_quantify of an implication", 4 * (_F * _F + 2 * _F), 20 * _F * _F),
+    Work("reduce_gradient<float, 2>", "its gradient of r", 4 * (2 * _F * _F + 2 * _F), 40 * _F * _F),
+    Work("sigmoid_atoms<float>", "atom_logits", 4 * 3 * _F * _F, 40 * _F * _F),
+    Work("multiply_logs<float>", "logmatmul", 4 * 3 * _F * _F, 25 * _F * _F * _F),
 )
 
 
@@ -321,7 +331,8 @@ def table(architecture: str = "sm_90a") -> str:
     notes = (
         f"The shape is {_B} samples of {_N} tokens of {_D} float32, a quarter of the tokens kept, or each "
         f"sent to 2 of {_E} experts (or as many rows by expert choice); attention has {_HEADS} heads, every "
-        "token kept, and its time is that of float32 arithmetic; registers and shared memory are "
+        f"token kept, and its time is that of float32 arithmetic; the tables of fuzzy are {_F} by {_F}; "
+        "registers and shared memory are "
         f"those for {architecture}. Checks, for {', '.join(ARCHITECTURES)}: no spilled register, no local "
         f"memory, at most {REGISTER_LIMIT} registers and {SHARED_LIMIT >> 10} KiB of shared memory, no "
         "compare-and-swap loop, loads and stores of 16 bytes where rows allow them. Of all "
