@@ -3,9 +3,9 @@
 #include <pthread.h>
 
 #include <climits>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <string>
 
 #ifdef __linux__
@@ -27,11 +27,14 @@ namespace {
 // A cache's size as Linux prints it, such as 32768K; 0 where there is no such file. (sysconf is no help:
 // glibc 2.36 multiplies the last level of some AMD processors by the number of cores of the package.)
 int64_t cache_bytes(int index) {
-  std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size");
-  int64_t size = 0;
+  const std::string path = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size";
+  std::FILE* const file = std::fopen(path.c_str(), "r");
+  if (file == nullptr) return 0;
+  long long size = 0;
   char unit = ' ';
-  if (!(file >> size)) return 0;
-  file >> unit;
+  const int found = std::fscanf(file, "%lld%c", &size, &unit);
+  std::fclose(file);
+  if (found < 1) return 0;
   return unit == 'K' ? size << 10 : unit == 'M' ? size << 20 : size;
 }
 
