@@ -2,6 +2,7 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <deque>
 #include <string>
@@ -15,6 +16,8 @@
 namespace tenfold::bindings {
 namespace {
 
+using Tuple = py::typing::Tuple<py::object, py::ellipsis>;
+
 // A new result of some size is about to be written for the first time.
 void advise(const TensorView& view) {
   if (view.device.type != DeviceType::cpu) return;
@@ -24,7 +27,7 @@ void advise(const TensorView& view) {
 // Several arrays of one library, or None among them.
 class Arrays {
  public:
-  Arrays(const char* name, py::tuple objects, const Array* like = nullptr) {
+  Arrays(const char* name, Tuple objects, const Array* like = nullptr) {
     for (size_t i = 0; i < objects.size(); ++i) {
       places_.push_back(objects[i].is_none() ? -1 : static_cast<int>(arrays_.size()));
       if (objects[i].is_none()) continue;
@@ -57,14 +60,14 @@ class Arrays {
   std::vector<int> places_;
 };
 
-void want_operands(const py::tuple& operands) {
+void want_operands(const Tuple& operands) {
   if (operands.empty()) throw ValueError("operands are 0, want 1 to 8");
   for (size_t i = 0; i < operands.size(); ++i) {
     if (operands[i].is_none()) throw TypeError("operands[" + std::to_string(i) + "] is None, want an array");
   }
 }
 
-void quantify(py::tuple operands, py::tuple guards, std::string axes, std::string kept, std::string formula,
+void quantify(Tuple operands, Tuple guards, std::string axes, std::string kept, std::string formula,
               std::string quantifier, std::string relation, std::vector<double> numbers, py::handle out,
               py::handle state) {
   want_operands(operands);
@@ -79,9 +82,9 @@ void quantify(py::tuple operands, py::tuple guards, std::string axes, std::strin
   run_released(to.view(), [&] { fuzzy::quantify(arrays, request, scratch.view.data); }, &to);
 }
 
-void quantify_backward(py::handle grad, py::handle state, py::tuple operands, py::tuple guards,
+void quantify_backward(py::handle grad, py::handle state, Tuple operands, Tuple guards,
                        std::string axes, std::string kept, std::string formula, std::string quantifier,
-                       std::string relation, std::vector<double> numbers, py::tuple grads,
+                       std::string relation, std::vector<double> numbers, Tuple grads,
                        std::vector<bool> add_to) {
   want_operands(operands);
   const Arrays inputs("operands", operands), where("guard", guards, &inputs.front());

@@ -341,7 +341,13 @@ void forward_all(const Task& task) {
 template <class T, class F>
 void backward_all(const Task& task) {
   Store<T> stores[kMostOperands];
-  for (int i = 0; i < task.operands; ++i) stores[i].plan(task, i);
+  bool empty = false;
+  for (const int64_t count : task.counts) empty = empty || count == 0;
+  for (int i = 0; i < task.operands; ++i) {
+    stores[i].plan(task, i);
+    if (empty) stores[i].nothing();
+  }
+  if (empty) return;
   for_parts(task, [&] { return Backward<T, F>(task, stores); });
   for (int i = 0; i < task.operands; ++i) stores[i].finish();
 }

@@ -101,6 +101,22 @@ class Store {
     lanes ? finish_from(numbers_.data()) : finish_from(sums_.data());
   }
 
+  // Where there is no element of the index space: zeros.
+  void nothing() const {
+    if (keep == Keep::nothing || add_to_) return;
+    int64_t size = 1;
+    for (const int64_t extent : extents_) size *= extent;
+    for (int64_t i = 0; i < size; ++i) {
+      char* to = grad_->data;
+      int64_t rest = i;
+      for (int k = 0; k < kMostAxes; ++k) {
+        to += rest % extents_[k] * grad_->strides[k];
+        rest /= extents_[k];
+      }
+      round_to(*reinterpret_cast<T*>(to), N(0));
+    }
+  }
+
   Keep keep = Keep::nothing;
   bool lanes = false, rows = false;
 

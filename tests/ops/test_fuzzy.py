@@ -208,6 +208,8 @@ def test_fuzzy_quantify(space, agg, formula, p, eps):
     operands, axes, reduce, guard, seed = space
     operands = [operands[i % len(operands)] for i in range(3)]
     axes = [axes[i % len(axes)] for i in range(3)]
+    there = "".join(axes) + (guard[1] if guard else "")
+    reduce = "".join(name for name in reduce if name in there)  # a fourth operand's are gone
     if operands[0].dtype == HALF and ("goedel" in formula or agg in ("min", "max")):
         return  # numbers that are equal by rounding
     if any(0 in x.shape for x in operands):
@@ -600,7 +602,7 @@ def test_elementwise(dtype):
         check(lambda a, b: log_implies(a, b, 2.0), lambda a, b: reference.log_implies(a, b, 2.0), [a, b])
     eight = [logs(3, 20, seed=i, dtype=dtype) for i in range(8)]
     check(lambda *xs: log_or(*xs, alpha=3.0), lambda *xs: reference.log_or(*xs, alpha=3.0), eight)
-    assert torch.equal(log_or(eight[0]), eight[0]) or dtype != DOUBLE
+    assert_near(log_or(eight[0], alpha=3.0), eight[0].double())
 
 
 # ---- products ----
@@ -696,7 +698,9 @@ def test_softmax_atoms(dtype, classes):
 def test_a_certain_class_leaves_the_others_their_share():
     z = torch.tensor([60.0, 0.0, -3.0]).requires_grad_()
     log, nlog = atom_logits(z, "softmax")
-    assert nlog[0].item() == pytest.approx(-59.9514, abs=1e-4) and log[0] == 0
+    others = math.exp(-60.0) + math.exp(-63.0)
+    assert nlog[0].item() == pytest.approx(math.log(others), abs=1e-4)
+    assert log[0].item() == pytest.approx(-others, rel=1e-5)  # log(1 - P) of what 1 - P rounds away
     (grad,) = torch.autograd.grad(nlog[0], z)
     torch.testing.assert_close(grad, torch.tensor([-1.0, 0.95257, 0.04743]), rtol=1e-4, atol=1e-5)
 
@@ -870,7 +874,8 @@ def on_level(path):
     "level", [level for level in ("baseline", "avx2", "avx512") if level in _core.isas_supported()]
 )
 def test_levels_agree(level, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TENFOLD_ISA": level}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    environment = {**os.environ, "PYTHONPATH": path, "TENFOLD_ISA": level}
     code = f"import test_fuzzy as t; t.on_level({str(tmp_path / 'results')!r})"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     for dtype, theirs in zip(TYPES, torch.load(tmp_path / "results"), strict=True):
@@ -922,10 +927,10 @@ def test_gradients_of_some_operands():
 def calls():
     """Every op on a small problem: a function of one leaf, and the leaf."""
     ends = torch.tensor([0, 5, 5, 12])
-    b = logs(4, seed=1)
+    b, mask = logs(4, seed=1), masks(3, 4)
     return {
         "log_quantify": (lambda x: log_quantify([x, b], ["xy", "y"], "y", conn="or", alpha=2.0), logs(3, 4)),
-        "guarded": (lambda x: log_quantify([x, b], ["xy", "y"], "x", guard=(masks(3, 4), "xy")), logs(3, 4)),
+        "guarded": (lambda x: log_quantify([x, b], ["xy", "y"], "x", guard=(mask, "xy")), logs(3, 4)),
         "fuzzy_quantify": (
             lambda x: fuzzy_quantify([x, b.exp()], ["xy", "y"], "xy", formula="0 1 implies"),
             truths(3, 4),
@@ -965,6 +970,7 @@ def test_gradients_that_lie_in_any_order(name):
 
 @every
 def test_under_compile(name):
+    torch._dynamo.reset()  # or the lambda below is compiled again and again, until torch has enough
     run, x = calls()[name]
     leaf = x.requires_grad_()
     compiled = torch.compile(lambda x: run(x.sin() - 1).cos(), fullgraph=True, backend="aot_eager")
@@ -1108,7 +1114,7 @@ def test_wrong_guards(convert):
     refused(TypeError, "guard has type bool, want float32 as the operands, to compare", run,
             guard=(mask, "xy", "<", 1.0))  # fmt: skip
     refused(ValueError, "guard has shape (3, 4), want 1 dimensions", run, guard=(mask, "x"))
-    refused(ValueError, "axis x has size 3 in operands[0] and 4 in guard", run, guard=(mask, "yx"))
+    refused(ValueError, "axis y has size 4 in operands[0] and 3 in guard", run, guard=(mask, "yx"))
     refused(ValueError, "guard's relation is '!=', want", run, guard=(c, "xy", "!=", 1.0))
     refused(ValueError, "guard has other and no relation", run, guard=(c, "xy", "", 1.0, c))
     refused(ValueError, "guard compares distances over 1 axes, want two", run, guard=(c, "x", "<", 1.0, c))

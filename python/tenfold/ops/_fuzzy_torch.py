@@ -34,6 +34,21 @@ def _plain(*tensors: Tensor | None) -> bool:
     )
 
 
+def _recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd looks on."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _call(function: type[Function], operator: Any, *args: Any) -> Any:
+    """`operator` by way of its Function, which raises where its own gradient is wanted.
+
+    Not under torch.compile: dynamo takes a Function in a backward pass, or one that autograd does not look
+    at, for one with a context where its forward has arguments without number; and there the operator raises
+    by itself.
+    """
+    return operator(*args) if is_dynamo_compiling() else apply(function, *args)
+
+
 def _state_type(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -332,9 +347,15 @@ def _quantify_backward(
 ) -> Sequence[Tensor]:
     if _plain(grad, state, *operands, *guards):
         return _run_backward(grad, state, operands, guards, spec, wanted)
-    result: Sequence[Tensor] = apply(
-        QuantifyBackward, spec, len(operands), tuple(wanted), grad, state, *operands, *guards
-    )
+    result: Sequence[Tensor]
+    if is_dynamo_compiling():  # see _call
+        result = _backward_op(
+            grad, state, list(operands), list(guards), *_plain_spec(spec), list(map(bool, wanted))
+        )
+    else:
+        result = apply(
+            QuantifyBackward, spec, len(operands), tuple(wanted), grad, state, *operands, *guards
+        )
     return result
 
 
@@ -356,6 +377,9 @@ def quantify(
         grad_buffers = tuple(grad_buffers)
     if _plain(*operands, *guards):
         return _run_forward(operands, guards, spec, False)[0]
+    if is_dynamo_compiling() and not _recorded(*operands):  # see _call
+        alone: Tensor = _forward_op(list(operands), list(guards), *_plain_spec(spec), False)[0]
+        return alone
     out: Tensor = apply(Quantify, spec, len(operands), True, grad_buffers, *operands, *guards)[0]
     return out
 
@@ -495,7 +519,10 @@ class Atoms(Function):
         z, index = ctx.saved_tensors
         args = (log_grad, nlog_grad, z, ctx.softmax, index)
         plain = _plain(log_grad, nlog_grad, z, index)
-        return _atoms_backward_kernel(*args) if plain else apply(AtomsBackward, *args), None, None
+        z_grad = (
+            _atoms_backward_kernel(*args) if plain else _call(AtomsBackward, _atoms_backward_op, *args)
+        )
+        return z_grad, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
@@ -595,7 +622,11 @@ class LogMatmul(Function):
         to_a, to_b = ctx.needs_input_grad[:2]
         args = (grad, a, b, ctx.alpha, ctx.mean, to_a, to_b)
         plain = _plain(grad, a, b)
-        a_grad, b_grad = _product_backward_kernel(*args) if plain else apply(LogMatmulBackward, *args)
+        a_grad, b_grad = (
+            _product_backward_kernel(*args)
+            if plain
+            else _call(LogMatmulBackward, _product_backward_op, *args)
+        )
         return a_grad if to_a else None, b_grad if to_b else None, None, None
 
     @staticmethod
@@ -612,8 +643,8 @@ def logmatmul(a: Tensor, b: Tensor, alpha: float, mean: bool) -> Tensor:
     batch = product_batch(a.shape, b.shape)
     size = math.prod(batch)
     flat = [x.expand(*batch, *x.shape[-2:]).reshape(size, *x.shape[-2:]) for x in (a, b)]
-    run = _product_kernel if _plain(*flat) else partial(apply, LogMatmul)
-    out: Tensor = run(*flat, alpha, mean)
+    run: Callable[..., Tensor] = _product_kernel if _plain(*flat) else partial(apply, LogMatmul)
+    out = run(*flat, alpha, mean)
     return out.reshape(*batch, *out.shape[1:])
 
 
@@ -701,7 +732,12 @@ class Segments(Function):
         """From the values again."""
         args = (grad, *ctx.saved_tensors, ctx.quantifier, list(ctx.numbers))
         plain = _plain(*args[:4])
-        return _segments_backward_kernel(*args) if plain else apply(SegmentsBackward, *args), None, None, None
+        grad = (
+            _segments_backward_kernel(*args)
+            if plain
+            else _call(SegmentsBackward, _segments_backward_op, *args)
+        )
+        return grad, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:

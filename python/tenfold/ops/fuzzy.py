@@ -420,7 +420,8 @@ def atom_logits(
     if index is not None and kind != "softmax":
         raise ValueError("index is given and kind is 'sigmoid', want index with kind='softmax' only")
     if is_torch(z):
-        return _torch_half().atom_logits(z, kind == "softmax", index)
+        both: tuple[Array, Array] = _torch_half().atom_logits(z, kind == "softmax", index)
+        return both
     shape = atoms_shape(z.shape, kind == "softmax", None if index is None else index.shape)
     log, nlog = allocate(z, shape, z.dtype), allocate(z, shape, z.dtype)
     _core.atom_logits(_dense(z), kind == "softmax", None if index is None else _dense(index), log, nlog)
@@ -652,7 +653,7 @@ def atoms_shape(shape: tuple[int, ...], softmax: bool, index: tuple[int, ...] | 
 
 
 def _broadcast(shapes: Sequence[tuple[int, ...]], said: str) -> tuple[int, ...]:
-    rank = max((len(shape) for shape in shapes), default=0)
+    rank = max([0, *map(len, shapes)])
     result = [1] * rank
     for shape in shapes:
         for i, size in enumerate(shape, rank - len(shape)):
