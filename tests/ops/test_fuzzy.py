@@ -124,17 +124,53 @@ def assert_near(got, want, tolerance=None, scale=None):
     )
 
 
-def check(mine, twin, operands, seed=0, tolerance=None):
-    """Result and gradients of `mine` against those of `twin` in float64."""
+def decided(v, order, reduce):
+    """Where the greatest of v over the axes to reduce stands clear of the next.
+
+    Where it does not, rounding says which one it is, or that they are equal, and so where the gradient goes.
+    test_equals_share_the_gradient is for numbers that are equal.
+    """
+    kept = [name for name in order if name not in reduce]
+    v = v.permute([order.index(name) for name in (*kept, *reduce)]).flatten(len(kept))
+    if v.shape[-1] < 2:
+        return torch.ones(v.shape[:-1], dtype=torch.bool)
+    most, next_one = v.topk(2).values.unbind(-1)
+    return most - next_one > 1e-5 * (1 + most.abs())
+
+
+def is_decided(quantify, operands, axes, reduce, **options):
+    """`decided` of a reference's elements, where it takes their maximum or minimum; everything otherwise."""
+    how = options.get("quant", options.get("agg"))
+    if how not in ("max", "min") or not reduce:
+        return None
+    options = {**options, "empty": -math.inf if how == "max" else math.inf}
+    elements = quantify([x.detach().double() for x in operands], axes, "", **options)
+    order = reference.axis_order(axes, options.get("guard"))
+    if how == "min":
+        elements = -elements
+    return decided(elements, order, reduce)
+
+
+def check(mine, twin, operands, seed=0, tolerance=None, among=None, scale=None):
+    """Result and gradients of `mine` against those of `twin` in float64.
+
+    Gradients of the results `among` alone; `scale` is the magnitude of the numbers that results are
+    differences of, where that is above theirs.
+    """
     leaves = [x.detach().requires_grad_() for x in operands]
     exact = [x.detach().double().requires_grad_() for x in operands]
     got, want = mine(*leaves), twin(*exact)
     assert got.dtype == operands[0].dtype
-    assert_near(got, want, tolerance)
+    if scale is not None and want.isfinite().any():
+        scale = max(scale, float(want.detach()[want.isfinite()].abs().max()))
+    assert_near(got, want, tolerance, scale)
     assert torch.equal(got, mine(*(x.detach() for x in operands)))  # the path that records nothing
     if want.numel() == 0 and not want.requires_grad:
         return
-    upstream = normals(*got.shape, dtype=got.dtype, seed=seed + 5)
+    # Of one sign: in sums that cancel nothing is to be seen but rounding.
+    upstream = (truths(*got.shape, seed=seed + 5) + 0.5).to(got.dtype) * (-1) ** seed
+    if among is not None:
+        upstream = torch.where(among, upstream, 0.0)
     gots = torch.autograd.grad(got, leaves, upstream, allow_unused=True)
     wants = torch.autograd.grad(want, exact, upstream.double(), allow_unused=True)
     most = max((float(w.abs().max()) for w in wants if w is not None and w.numel()), default=1.0)
@@ -193,6 +229,7 @@ def test_log_quantify(space, quant, conn, alpha):
         operands,
         seed,
         None if operands[0].dtype != SINGLE else 4e-6 if alpha > 9 else 2e-6,
+        is_decided(reference.log_quantify, operands, axes, reduce, **options),
     )
 
 
@@ -223,6 +260,8 @@ def test_fuzzy_quantify(space, agg, formula, p, eps):
         operands,
         seed,
         None if operands[0].dtype != SINGLE else 2e-5 if p > 9 else 4e-6,
+        is_decided(reference.fuzzy_quantify, operands, axes, reduce, **options),
+        scale=1.0,
     )
 
 
@@ -238,12 +277,11 @@ def test_many_tiles(quant, conn, reduce, dtype):
         operands = [logs(x, dtype=dtype), logs(y, seed=1, dtype=dtype), logs(x, y, seed=2, dtype=dtype)]
         operands += [logs(y, z, seed=3, dtype=dtype), logs(seed=4, dtype=dtype)]
         options = {"conn": conn, "quant": quant, "alpha": 2.0, "guard": (masks(x, z), "xz")}
-        if quant in ("max", "min"):
-            options["guard"] = None
         check(
             lambda *xs, o=options: log_quantify(xs, axes, reduce, **o),
             lambda *xs, o=options: reference.log_quantify(xs, axes, reduce, **o),
             operands,
+            among=is_decided(reference.log_quantify, operands, axes, reduce, **options),
         )
 
 
@@ -253,14 +291,14 @@ def test_many_tiles(quant, conn, reduce, dtype):
 def test_formulas_of_many_tiles(formula, agg, reduce):
     operands = [truths(70), truths(1100, seed=1), truths(70, 1100, seed=2)]
     axes = ["x", "y", "xy"]
-    guard = None if agg in ("min", "max") else (masks(70), "x")
     for p in (2.0, 5.0):
-        options = {"formula": formula, "agg": agg, "p": p, "guard": guard}
+        options = {"formula": formula, "agg": agg, "p": p, "guard": (masks(70), "x")}
         check(
             lambda *xs, o=options: fuzzy_quantify(xs, axes, reduce, **o),
             lambda *xs, o=options: reference.fuzzy_quantify(xs, axes, reduce, **o),
             operands,
-            tolerance=1e-5 if agg in ("min", "max") else None,
+            among=is_decided(reference.fuzzy_quantify, operands, axes, reduce, **options),
+            scale=1.0,
         )
 
 
@@ -277,6 +315,34 @@ def test_kinks_and_equal_values(formula):
             lambda *xs, e=eps: reference.fuzzy_quantify(xs, ["xyz"] * 3, "", formula=formula, eps=e),
             [x.to(dtype) for x in grid],
         )
+
+
+@types
+@pytest.mark.parametrize("most", ["max", "min"])
+@pytest.mark.parametrize("reduce", ["y", "x", "xy"])
+def test_equals_share_the_gradient(dtype, most, reduce):
+    """Each of n that are the greatest, in whatever tile, has 1/n of the gradient."""
+    for x, y in ((3, 7), (70, 1100), (1300, 40)):
+        # Quarters: sums and products of the plain and are exact.
+        a, b, c = (torch.randint(-3, 1, shape, generator=generator(i)) / 4 for i, shape in
+                   enumerate([(x,), (y,), (x, y)]))  # fmt: skip
+        guard = (masks(x, y), "xy")
+        for where in (None, guard):
+            options = {"quant": most, "guard": where}
+            check(
+                lambda *xs, o=options: log_quantify(xs, ["x", "y", "xy"], reduce, **o),
+                lambda *xs, o=options: reference.log_quantify(xs, ["x", "y", "xy"], reduce, **o),
+                [v.to(dtype) for v in (a, b, c)],
+            )
+            options = {"formula": "0 1 and 2 or_goedel", "agg": most, "eps": 0.0, "guard": where}
+            check(
+                lambda *xs, o=options: fuzzy_quantify(xs, ["x", "y", "xy"], reduce, **o),
+                lambda *xs, o=options: reference.fuzzy_quantify(xs, ["x", "y", "xy"], reduce, **o),
+                [(v + 1).to(dtype) for v in (a, b, c)],
+            )
+    x = torch.zeros(4, 3, dtype=dtype).requires_grad_()
+    out = log_quantify([x], ["xy"], "y", quant=most)
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], torch.full_like(x, 1 / 3))
 
 
 @pytest.mark.parametrize("agg", AGGS)
@@ -307,13 +373,16 @@ def test_wide_ranges(alpha, conn, quant):
         torch.nn.functional.logsigmoid(z[0]),
         torch.nn.functional.logsigmoid(-z),
     ]
+    operands, axes = [x.float() for x in operands], ["x", "y", "xy"]
     for reduce in ("y", "x", "xy", ""):
         options = {"conn": conn, "quant": quant, "alpha": alpha}
         check(
-            lambda *xs, r=reduce, o=options: log_quantify(xs, ["x", "y", "xy"], r, **o),
-            lambda *xs, r=reduce, o=options: reference.log_quantify(xs, ["x", "y", "xy"], r, **o),
-            [x.float() for x in operands],
-            tolerance=2e-5 * alpha if quant != "max" else None,  # exp of -200 alpha, rounded
+            lambda *xs, r=reduce, o=options: log_quantify(xs, axes, r, **o),
+            lambda *xs, r=reduce, o=options: reference.log_quantify(xs, axes, r, **o),
+            operands,
+            tolerance=2e-5 * alpha,  # exp of -200 alpha, rounded
+            among=is_decided(reference.log_quantify, operands, axes, reduce, **options),
+            scale=1.0,
         )
 
 
@@ -826,31 +895,33 @@ def test_numpy_gives_the_same_bits():
 
 
 def everything(dtype):
-    """Results and gradients of large problems."""
-    results = []
+    """Results and gradients of large problems: a list of each call's."""
+    calls = []
+
+    def record(out, leaves):
+        outs = list(out) if isinstance(out, tuple) else [out]
+        total = sum((k + 1) * x.sum() for k, x in enumerate(outs))
+        calls.append([*(x.detach() for x in outs), *torch.autograd.grad(total, leaves)])
+
     log = [logs(100, dtype=dtype), logs(1300, seed=1, dtype=dtype), logs(100, 1300, seed=2, dtype=dtype)]
     log.append(logs(1300, 3, seed=3, dtype=dtype))
     axes = ["x", "y", "xy", "yz"]
     mask = masks(100, 1300)
     for conn, quant, reduce in itertools.product(("and", "or"), QUANTS, ("y", "x", "xyz", "")):
         leaves = [x.clone().requires_grad_() for x in log]
-        out = log_quantify(leaves, axes, reduce, conn=conn, quant=quant, alpha=2.0, guard=(mask, "xy"))
-        results += [out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+        options = {"conn": conn, "quant": quant, "alpha": 2.0, "guard": (mask, "xy")}
+        record(log_quantify(leaves, axes, reduce, **options), leaves)
     for agg, reduce, p in itertools.product(AGGS, ("y", "x", "xy"), (2.0, 5.0)):
         leaves = [x.exp().requires_grad_() for x in log[:3]]
-        out = fuzzy_quantify(leaves, axes[:3], reduce, formula="0 1 and 2 implies", agg=agg, p=p)
-        results += [out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out))]
-    a, b = log[2].clone().requires_grad_(), log[2].t().clone().requires_grad_()
-    out = logmatmul(a, b, 2.0)
-    results += [out.detach(), *torch.autograd.grad(out, [a, b], torch.ones_like(out))]
+        record(fuzzy_quantify(leaves, axes[:3], reduce, formula="0 1 and 2 implies", agg=agg, p=p), leaves)
+    pair = [log[2].clone().requires_grad_(), log[2].t().clone().requires_grad_()]
+    record(logmatmul(*pair, 2.0), pair)
     z = (log[2] * 4 + 6).requires_grad_()
     for kind in ("sigmoid", "softmax"):
-        log_p, nlog = atom_logits(z, kind)
-        results += [log_p.detach(), nlog.detach(), *torch.autograd.grad((log_p * 2 + nlog).sum(), z)]
+        record(atom_logits(z, kind), [z])
     values, ends = log[2].reshape(-1).requires_grad_(), torch.arange(0, 130001, 1000)
-    out = segment_logmeanexp(values, ends, 2.0)
-    results += [out.detach(), *torch.autograd.grad(out.sum(), values)]
-    return results
+    record(segment_logmeanexp(values, ends, 2.0), [values])
+    return calls
 
 
 @types
@@ -861,8 +932,9 @@ def test_any_number_of_threads_gives_the_same_bits(dtype):
         torch.set_num_threads(count)
         results.append(everything(dtype))
     torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    flat = [list(itertools.chain.from_iterable(calls)) for calls in results]
+    for other in flat[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(flat[0], other, strict=True))
 
 
 def on_level(path):
@@ -879,12 +951,15 @@ def test_levels_agree(level, tmp_path):
     code = f"import test_fuzzy as t; t.on_level({str(tmp_path / 'results')!r})"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     for dtype, theirs in zip(TYPES, torch.load(tmp_path / "results"), strict=True):
-        for a, b in zip(theirs, everything(dtype), strict=True):
-            tolerance = {SINGLE: 1e-5, HALF: 2**-6, DOUBLE: 1e-12}[dtype]
-            most = float(b.abs().max())
-            # Among equals of bfloat16 another one may be the greatest: few elements differ.
-            wrong = ((a.double() - b.double()).abs() > tolerance * max(most, 1e-6)).double().mean()
-            assert float(wrong) <= 1e-3
+        tolerance = {SINGLE: 1e-5, HALF: 2**-6, DOUBLE: 1e-12}[dtype]
+        for their_call, call in zip(theirs, everything(dtype), strict=True):
+            # Of the largest gradient of the call: a slope of nearly 0 is a difference of numbers near 1.
+            most = max(float(x.abs().max()) for x in call[1:])
+            for a, b in zip(their_call, call, strict=True):
+                bound = tolerance * max(most, float(b.abs().max()))
+                # Another one of nearly equal numbers may be the greatest: few elements differ.
+                wrong = ((a.double() - b.double()).abs() > bound).double().mean()
+                assert float(wrong) <= 1e-3
 
 
 # ---- gradients ----

@@ -353,9 +353,7 @@ def _quantify_backward(
             grad, state, list(operands), list(guards), *_plain_spec(spec), list(map(bool, wanted))
         )
     else:
-        result = apply(
-            QuantifyBackward, spec, len(operands), tuple(wanted), grad, state, *operands, *guards
-        )
+        result = apply(QuantifyBackward, spec, len(operands), tuple(wanted), grad, state, *operands, *guards)
     return result
 
 
@@ -519,9 +517,7 @@ class Atoms(Function):
         z, index = ctx.saved_tensors
         args = (log_grad, nlog_grad, z, ctx.softmax, index)
         plain = _plain(log_grad, nlog_grad, z, index)
-        z_grad = (
-            _atoms_backward_kernel(*args) if plain else _call(AtomsBackward, _atoms_backward_op, *args)
-        )
+        z_grad = _atoms_backward_kernel(*args) if plain else _call(AtomsBackward, _atoms_backward_op, *args)
         return z_grad, None, None
 
     @staticmethod

@@ -132,7 +132,7 @@ def log_quantify(
         axes: the axes of each, at most four in all.
         reduce: axes to quantify over; none ("") gives the connective alone.
         conn: and, or.
-        quant: lme, lse, max, mean, sum or min; max and min share their gradient among equals.
+        quant: lme, lse, max, mean, sum or min; of n equals that are max or min each has 1/n of the gradient.
         alpha: sharpness of "or", "lme" and "lse", above 0: towards max as it grows.
         log_weights: for "or", the logarithm of each operand's weight; they should add up to 1. Default: equal
             weights. A nested "or" is a flat one with products of weights.
@@ -195,14 +195,16 @@ def fuzzy_quantify(
     "implies_goguen" away from 0, and both of "or" and the right one of "implies" away from 1; what pmean
     aggregates is moved away from 0, what pmean_error aggregates away from 1. eps = 0 is the plain form.
     pmean (exists) is ``(mean u^p)^(1/p)``, pmean_error (forall) ``1 - (mean (1 - u)^p)^(1/p)``; LTN, arXiv
-    2012.13635, sections 2 and 4.
+    2012.13635, sections 2 and 4. Of two equals min and max give each half of the gradient; where a bound is
+    met exactly (x + y = 1 of the Lukasiewicz forms) the slope is that inside of it, as torch.clamp's.
 
     Args:
         operands: 1 to 8 arrays of truth values.
         axes: the axes of each, at most four in all.
         reduce: axes to aggregate over; none ("") gives the formula alone, without the aggregator's eps.
         formula: numbers of operands and names of connectives, at most 64.
-        agg: pmean_error, pmean, mean, min or max; min and max share their gradient among equals.
+        agg: pmean_error, pmean, mean, min or max; of n equals that are min or max each has 1/n of the
+            gradient, "equal" meaning of the numbers that were computed.
         p: exponent of the means, at least 1: towards min (pmean_error) or max (pmean) as it grows.
         eps: see above.
         guard: where the quantifier looks.
