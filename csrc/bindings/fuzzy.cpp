@@ -82,10 +82,9 @@ void quantify(Tuple operands, Tuple guards, std::string axes, std::string kept, 
   run_released(to.view(), [&] { fuzzy::quantify(arrays, request, scratch.view.data); }, &to);
 }
 
-void quantify_backward(py::handle grad, py::handle state, Tuple operands, Tuple guards,
-                       std::string axes, std::string kept, std::string formula, std::string quantifier,
-                       std::string relation, std::vector<double> numbers, Tuple grads,
-                       std::vector<bool> add_to) {
+void quantify_backward(py::handle grad, py::handle state, Tuple operands, Tuple guards, std::string axes,
+                       std::string kept, std::string formula, std::string quantifier, std::string relation,
+                       std::vector<double> numbers, Tuple grads, std::vector<bool> add_to) {
   want_operands(operands);
   const Arrays inputs("operands", operands), where("guard", guards, &inputs.front());
   Arrays to("grads", grads, &inputs.front());
