@@ -672,7 +672,8 @@ __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
       totals[i] = total;
       continue;
     }
-    const N count = task.mean ? static_cast<N>(::log(static_cast<double>(task.Y)) / task.alpha) : N(0);
+    const bool average = task.mean && task.Y > 0;  // of nothing: -inf
+    const N count = average ? static_cast<N>(::log(static_cast<double>(task.Y)) / task.alpha) : N(0);
     set_entry<T>(task.out, batch, x, z, total - count);
   }
 }

@@ -187,7 +187,8 @@ class Product {
 
   void write_out(int64_t batch, int64_t x, const N* sums) const {
     const N inverse_alpha = static_cast<N>(1.0 / t_.alpha);
-    const N count = t_.mean ? static_cast<N>(__builtin_log(static_cast<double>(t_.Y)) / t_.alpha) : N(0);
+    const bool average = t_.mean && t_.Y > 0;  // of nothing: -inf
+    const N count = average ? static_cast<N>(__builtin_log(static_cast<double>(t_.Y)) / t_.alpha) : N(0);
     for (int64_t z = 0; z < t_.Z; z += kLanes<N>) {
       const Lanes<N> sum = read(sums + z);
       Lanes<N> value =

@@ -708,7 +708,9 @@ def test_products_that_underflow():
 
 
 def test_products_of_nothing():
-    assert logmatmul(logs(2, 0), logs(0, 3)).tolist() == [[-math.inf] * 3] * 2
+    for mean, dtype in itertools.product((False, True), TYPES):
+        out = logmatmul(logs(2, 0, dtype=dtype), logs(0, 3, dtype=dtype), mean=mean)
+        assert out.tolist() == [[-math.inf] * 3] * 2
     a, b = logs(0, 4).requires_grad_(), logs(4, 3).requires_grad_()
     out = logmatmul(a, b)
     assert out.shape == (0, 3)

@@ -123,6 +123,18 @@ def test_long_reductions_in_pieces():
             near(mine, want)
 
 
+@pytest.mark.parametrize("quant", ["max", "min"])
+def test_equals_share_the_gradient(quant):
+    draw = np.random.default_rng(7)
+    arrays = [(draw.integers(-3, 1, shape) / 4).astype(np.float32) for shape in ((90,), (130,), (90, 130))]
+    mask = draw.random((90, 130)) < 0.5
+    for reduce, guards in itertools.product(("y", "x", "xy"), ((), (mask,))):
+        call = spec(reduce, "and", quant, (1.0, 0.0, 0.0, 0.0), "ab" if guards else "")
+        cpu, gpu = both(arrays, guards, call)
+        for mine, want in zip(gpu, cpu, strict=True):
+            near(mine, want)
+
+
 def test_ops_on_arrays_of_a_gpu():
     a, b, c = problem(6, 30)
     mask = np.random.default_rng(5).random((6, 30)) < 0.3
@@ -229,7 +241,7 @@ def test_products(dtype):
             near(logmatmul(on_gpu(a), on_gpu(b), 5.0, mean), logmatmul(a, b, 5.0, mean))
         results = []
         for move in (lambda a: a, on_gpu):
-            flat = [move(np.ascontiguousarray(m.reshape(-1, *m.shape[-2:]))) for m in (a, b)]
+            flat = [move(np.ascontiguousarray(m.reshape(math.prod(lead), *m.shape[-2:]))) for m in (a, b)]
             shape = (flat[0].shape[0], x, z)
             upstream = move(np.random.default_rng(2).standard_normal(shape).astype(dtype))
             grads = [move(np.full(m.shape, np.nan, dtype)) for m in flat]
@@ -249,3 +261,9 @@ def test_nothing():
         0,
         2,
     )
+    for reduce, add in itertools.product(("y", "x", "xy", ""), (False, True)):
+        arrays = [logs(3), logs(0), logs(3, 0)]
+        cpu, gpu = both(arrays, (), spec(reduce, "and", "lme", (2.0, 0.0, -7.0, 0.0)), add)
+        for mine, want in zip(gpu, cpu, strict=True):
+            near(mine, want)
+        assert all((grad == add).all() for grad in cpu[1:])
