@@ -23,7 +23,8 @@ Types: float32, bfloat16 (torch) and float64, one for all operands; computed in 
 and rounded once. Results and gradients are the same bits for any number of threads. For torch each op has a
 first gradient, which computes the formula again instead of keeping it, and adds up over the axes that an
 operand lacks; differentiating it again raises NotImplementedError, as forward-mode differentiation does. vmap
-and torch.compile work. alpha, p and weights are numbers, which may change from call to call.
+and torch.compile work. alpha, p and weights are numbers, which may change from call to call; torch.compile
+compiles anew for each value.
 """
 
 from __future__ import annotations
@@ -519,7 +520,7 @@ def _torch_half() -> Any:
 
 def _above(name: str, value: float, least: float, inclusive: bool = False) -> float:
     value = float(value)
-    if not (math.isfinite(value) and (value > least or (inclusive and value == least))):
+    if not (least < value < math.inf or (inclusive and value == least)):  # no isfinite: dynamo may trace it
         said = "at least" if inclusive else "above"
         raise ValueError(f"{name} is {value:g}, want a finite number {said} {least:g}")
     return value
