@@ -14,6 +14,9 @@ namespace TENFOLD_LEVEL {
 inline constexpr float kInfinity = __builtin_inff();
 inline constexpr double kLog2e = 1.4426950408889634074;
 
+// x^y for x >= 0; on a GPU pow of doubles is no part of a kernel but a function that it calls.
+TENFOLD_HOST_DEVICE inline double raised_to(double x, double y) { return ::exp(::log(x) * y); }
+
 // scaled: sum is that of exp(sharpness (v - most)). most: how many equal it. Others: sums.
 template <class N>
 struct Seen {
@@ -53,7 +56,7 @@ TENFOLD_HOST_DEVICE double root(const Reduction& reduction, const Seen<N>& seen)
       return static_cast<double>(seen.most);
     case Quantifier::power:
       if (reduction.power == 2) return ::sqrt(seen.sum / count);
-      return ::pow(seen.sum / count, 1.0 / reduction.power);
+      return raised_to(seen.sum / count, 1.0 / reduction.power);
     default:
       return seen.sum / count;
   }
@@ -89,7 +92,7 @@ TENFOLD_HOST_DEVICE inline Slope<double> slope_of(const Reduction& reduction, do
       // Relative to the log of the sum, no exponential is above 1.
       const double total = reduction.average ? raw + ::log(count) / reduction.sharpness : raw;
       if (!reduction.logged) return {factor, total};
-      return {factor * ::pow(count, -1.0 / reduction.sharpness), total};
+      return {factor * raised_to(count, -1.0 / reduction.sharpness), total};
     }
     case Quantifier::most:
       return {factor / count, raw};  // count: how many equal it
