@@ -37,8 +37,8 @@ class Problem:
     def __init__(self, op: str, shape: tuple[int, int, int], types: str) -> None:
         samples, _, width = shape
         self.op, self.width = op, width
-        self.low = torch.bfloat16 if types == "mixed" else torch.float32
-        self.x = torch.randn(shape)
+        self.low = torch.float32 if types == "fp32" else torch.bfloat16
+        self.x = torch.randn(shape).to(torch.bfloat16 if types == "bf16" else torch.float32)
         self.branch = torch.randn(shape).to(self.low)
         self.mod = torch.randn(samples, 6 * width).to(self.low)
         self.qkv = torch.randn(*shape[:2], 3 * width).to(self.low)

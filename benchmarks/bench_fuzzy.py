@@ -164,9 +164,6 @@ def race(
     compiled: Form | None = None,
 ) -> None:
     if compiled is not None:
-        # Anew for each row: dynamo also compiles for each number of threads, and beyond eight variants of a
-        # function it runs it as it is, without a word unless it is told to want a full graph.
-        torch.compiler.reset()
         forms = {**forms, "torch.compile": torch.compile(compiled, dynamic=False, fullgraph=True)}
     calls = {key: call(form, tables, backward) for key, form in forms.items()}
     copied = torch.zeros(sum(t.numel() for t in tables) * (2 if backward else 1))

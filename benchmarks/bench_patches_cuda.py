@@ -1,37 +1,29 @@
 """The patches family on a GPU, against torch on that GPU: `tenfold bench patches --device cuda`.
 
-Every alternative is captured in a CUDA graph that runs it once on each of several sets of arrays, together
-larger than the second-level cache, so that neither launch overhead nor data left in the cache is timed.
-Graphs are timed with events, and take turns.
+on_gpu.py says how it is timed. Results go to memory that is there already.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tenfold import _core
+import on_gpu
+from on_gpu import TYPES, types
 from tenfold.ops import patches
 from tenfold.ops.reference import patches as reference
 
 SHAPES = [(64, 256, 1024), (16, 1024, 1152), (256, 64, 384)]
 KEPT = 4
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-ROTATED_CACHES = 4  # the sets of arrays are together this many times as large as the second-level cache
-LEAST_SETS = 16  # nodes of a graph: enough that starting it does not count
-ROUNDS = 30
 
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-types = pytest.mark.parametrize("dtype", list(TYPES))
-pytestmark = pytest.mark.skipif(
-    not (torch.cuda.is_available() and _core.cuda_device_count()),
-    reason=f"no GPU here: {_core.cuda_reason() or 'torch found none'}",
-)
+pytestmark = on_gpu.needs_gpu
 
 
 class Problem:
@@ -53,36 +45,6 @@ class Problem:
 Call = Callable[[Problem], Any]
 
 
-def captured(call: Call, problems: list[Problem]) -> torch.cuda.CUDAGraph:
-    """Return a graph of `call` on each of `problems` in turn."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for problem in problems[:2]:  # what is allocated or compiled once must not be captured
-            call(problem)
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for problem in problems:
-            call(problem)
-    return graph
-
-
-def race(calls: dict[str, Call], problems: list[Problem]) -> dict[str, float]:
-    """Fastest seconds of one call of each alternative, over interleaved replays."""
-    graphs = {name: captured(call, problems) for name, call in calls.items()}
-    best = dict.fromkeys(calls, float("inf"))
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    for _ in range(ROUNDS):
-        for name, graph in graphs.items():
-            graph.replay()  # warm
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            best[name] = min(best[name], begin.elapsed_time(end) / 1e3 / len(problems))
-    return best
-
-
 def compare(
     benchmark: Any,
     op: str,
@@ -92,21 +54,14 @@ def compare(
     check: Callable[[Problem], float],
     touched: float,
 ) -> None:
-    """Record one row: the fastest time of each alternative and tenfold's error.
-
-    `touched` is the number of elements that the op reads and writes, as a multiple of all of x.
-    """
-    size = int(touched * math.prod(shape)) * TYPES[dtype].itemsize
-    wanted = ROTATED_CACHES * torch.cuda.get_device_properties(0).L2_cache_size
-    problems = [Problem(shape, dtype, seed) for seed in range(max(LEAST_SETS, wanted // max(size, 1)))]
-    row = {"op": op, "shape": "x".join(map(str, shape)), "dtype": dtype, "regime": "reused", "targets": {}}
-    best = race(calls, problems)
-    benchmark.extra_info.update(row | {"threads": 1, "error": check(problems[0]), "seconds": best})
-    benchmark.pedantic(lambda: None, rounds=1)
+    """One row. `touched` is the number of elements that the op reads and writes, over that of x."""
+    sets = on_gpu.sets_for(int(touched * math.prod(shape)) * TYPES[dtype].itemsize)
+    row = {"op": op, "shape": "x".join(map(str, shape)), "dtype": dtype, "regime": "reused"}
+    on_gpu.compare(benchmark, partial(Problem, shape, dtype), calls, check, sets, **row)
 
 
 def error(got: Tensor, want: Tensor) -> float:
-    return float((got.double() - want.double()).abs().max())
+    return on_gpu.error([got], [want])
 
 
 @shapes

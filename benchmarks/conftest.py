@@ -76,6 +76,12 @@ def race(calls: dict[str, Call]) -> dict[str, float]:
     return best
 
 
+@pytest.fixture(autouse=True)
+def compile_afresh() -> None:
+    """torch.compile runs a function eagerly that it has compiled for eight shapes and types before."""
+    torch.compiler.reset()
+
+
 Compare = Callable[..., None]
 
 

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "core/level.h"
+#include "core/normal_cdf.h"
 
 namespace tenfold {
 
@@ -45,8 +46,15 @@ struct Activated {
 
 TENFOLD_HOST_DEVICE inline float exp_of(float x) { return ::expf(x); }
 TENFOLD_HOST_DEVICE inline double exp_of(double x) { return ::exp(x); }
-TENFOLD_HOST_DEVICE inline float erfc_of(float x) { return ::erfcf(x); }
-TENFOLD_HOST_DEVICE inline double erfc_of(double x) { return ::erfc(x); }
+
+// The distribution function of the standard normal distribution. NaN gives NaN.
+TENFOLD_HOST_DEVICE inline double normal_cdf_of(double x) { return 0.5 * ::erfc(x * -kRootHalf); }
+TENFOLD_HOST_DEVICE inline float normal_cdf_of(float x) {
+  const float below = x < 0 ? x : -x;
+  const float near = normal_cdf_root(below < kNormalFar ? kNormalFar : below), root = near < 0 ? 0 : near;
+  const float square = root * root, fourth = square * square, tail = fourth * fourth;
+  return x < 0 ? tail : 1 - tail;
+}
 
 // x times the logistic function of `of`, whose derivative is `slope`.
 template <class Number>
@@ -61,7 +69,7 @@ TENFOLD_HOST_DEVICE inline Activated<Number> times_logistic(Number x, Number of,
 template <Activation activation, class Number>
 TENFOLD_HOST_DEVICE inline Activated<Number> apply_activation(Number x, Number from) {
   if constexpr (activation == Activation::gelu) {
-    const Number cdf = Number{0.5} * erfc_of(x * static_cast<Number>(-kRootHalf));
+    const Number cdf = normal_cdf_of(x);
     const Number bell = static_cast<Number>(kNormalDensity) * exp_of(x * x * Number{-0.5});
     return {x * cdf, from * (cdf + x * bell)};
   } else if constexpr (activation == Activation::gelu_tanh) {

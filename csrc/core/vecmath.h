@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/level.h"
+#include "core/normal_cdf.h"
 #include "core/simd.h"
 
 namespace tenfold {
@@ -91,21 +92,11 @@ inline Floats reciprocal(Floats x) {
 #endif
 }
 
-// The distribution function of the standard normal distribution, erfc(-x / sqrt 2) / 2, to 3e-7, and from -6
-// to 0 to 6e-4 of its own value (tests/core/test_vecmath.py); 0 below -8.02. NaN gives NaN.
-//
-// Below 0 its eighth root is near a polynomial of degree 8: a minimax fit of ours. Three squarings cost less
-// than a power and a division, and what is small stays small.
+// The distribution function of the standard normal distribution; core/normal_cdf.h says how near. NaN gives
+// NaN.
 inline Floats normal_cdf(Floats x) {
-  constexpr float kCoefficients[] = {-2.88163136e-7f, -7.2971402e-6f, -5.87834511e-5f,
-                                     -2.88025039e-5f, 1.51467638e-3f, 6.81724225e-4f,
-                                     -3.19237411e-2f, 9.14581716e-2f, 9.17004049e-1f};
-  constexpr float kFar = -8.02f;  // where the polynomial is below 0
-  const Floats inside = greater_of(Floats{} + kFar, minus_magnitude(x));
-  Floats root = Floats{} + kCoefficients[0];
-#pragma GCC unroll 8
-  for (int i = 1; i < 9; ++i) root = root * inside + kCoefficients[i];
-  root = greater_of(Floats{}, root);
+  const Floats inside = greater_of(Floats{} + kNormalFar, minus_magnitude(x));
+  const Floats root = greater_of(Floats{}, normal_cdf_root(inside));
   const Floats square = root * root, fourth = square * square, tail = fourth * fourth;
   return x < 0.0f ? tail : 1.0f - tail;
 }

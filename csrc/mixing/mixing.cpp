@@ -80,10 +80,25 @@ void want_finite(const char* name, const float* values, int64_t count, int64_t w
   throw ValueError(place(name, i, width) + " is " + std::to_string(values[i]) + ", want a finite number");
 }
 
-// A value that is no probability, or a sample without a free variable.
-void check_values(const Problem& problem) {
+// Entries that are no numbers, or so large that |g|^2 could overflow.
+void check_rules(const Problem& problem) {
   const Sizes& sizes = problem.sizes;
   want_finite("S", problem.S, sizes.variables * sizes.clauses, sizes.clauses);
+  const auto variables = static_cast<double>(sizes.variables);
+  for (int64_t i = 0; i < sizes.variables; ++i) {
+    double squares = 0.0;
+    for (int64_t j = 0; j < sizes.clauses; ++j) {
+      const double value = problem.S[i * sizes.clauses + j];
+      squares += value * value;
+    }
+    if (squares * variables <= kMostSquares) continue;
+    throw ValueError("the squares of S[" + std::to_string(i) + "] add up to more than 1e18 divided by the " +
+                     std::to_string(sizes.variables) + " rows of S, want smaller numbers");
+  }
+}
+
+void check_probabilities(const Problem& problem) {
+  const Sizes& sizes = problem.sizes;
   const int64_t count = sizes.samples * sizes.user;
   bool fine = true;
   for (int64_t i = 0; i < count; ++i) fine &= problem.z[i] >= 0.0f && problem.z[i] <= 1.0f;
@@ -92,6 +107,11 @@ void check_values(const Problem& problem) {
     throw ValueError(place("z", i, sizes.user) + " is " + std::to_string(problem.z[i]) +
                      ", want a probability from 0 to 1");
   }
+}
+
+// A sample without a free variable.
+void check_inputs(const Problem& problem) {
+  const Sizes& sizes = problem.sizes;
   for (int64_t b = 0; b < (problem.input_stride == 0 ? 1 : sizes.samples); ++b) {
     const uint8_t* const mine = problem.is_input + b * problem.input_stride;
     bool has_free = false;
@@ -189,7 +209,9 @@ void forward(const Inputs& inputs, const TensorView* V0, const Options& options,
       return cuda::forward(problem, start, stop, state, reinterpret_cast<float*>(scratch), queue);
     }
   }
-  check_values(problem);
+  check_rules(problem);
+  check_probabilities(problem);
+  check_inputs(problem);
   if (start.V0 != nullptr)
     want_finite("V0", start.V0, sizes.samples * sizes.variables * sizes.width, sizes.variables * sizes.width);
   if (options.draw_order)
@@ -221,7 +243,8 @@ void backward(const Inputs& inputs, const Solution& solution, const Adjoint& adj
   want_together("z_grad", adjoint.z_grad, "S", inputs.S);
   want_positive("prox_lam", adjoint.prox_lam);
   if (adjoint.sweeps < -1 || adjoint.sweeps > INT32_MAX) {
-    throw ValueError("sweeps is " + std::to_string(adjoint.sweeps) + ", want 0 or more");
+    throw ValueError("sweeps is " + std::to_string(adjoint.sweeps) + ", want 0 to " +
+                     std::to_string(INT32_MAX));
   }
   if (S_grad != nullptr) {
     want_dense("S_grad", *S_grad, kFloat32, {sizes.variables, sizes.clauses}, "as S");
@@ -241,6 +264,7 @@ void backward(const Inputs& inputs, const Solution& solution, const Adjoint& adj
     if (on_gpu(inputs.S))
       return cuda::backward(problem, from, to, reinterpret_cast<float*>(scratch), queue_of(inputs.S));
   }
+  check_probabilities(problem);
   check_order(problem.order, sizes.variables);
   kernels().backward(problem, from, to);
 }

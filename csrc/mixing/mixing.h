@@ -46,6 +46,9 @@ struct Solution {
 // niter. counts[1]: free variables with |g_i| = 0, which keep their v_i. counts[2]: free outputs of the user
 // within 3e-7 of 0 or 1, where z has no finite derivative: their gradient fades out.
 
+// The largest sum of squares of a row of S times N, the number of variables: |g|^2 stays finite below it.
+inline constexpr float kMostSquares = 1e18f;
+
 struct Options {
   int64_t width;  // k
   int64_t max_iter;

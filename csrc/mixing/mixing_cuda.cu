@@ -5,7 +5,6 @@
 // row of C passes through shared memory. V lies in shared memory where it fits, else in the global memory
 // that the caller keeps it in. Sums are added up in one order, which is not the processor's: results agree to
 // rounding and are the same in every run. Every sample has the Gram form; nothing waits for the device.
-#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -299,7 +298,8 @@ __device__ bool check_sample(Parts& parts, const Problem& problem, int64_t sampl
   const Sizes& sizes = problem.sizes;
   float free = 0.0f, wrong = 0.0f;
   for (int64_t i = threadIdx.x; i < sizes.variables; i += kThreads) {
-    if (C[i * sizes.variables + i] <= FLT_MAX) continue;  // the row's squares added up
+    const float squares = C[i * sizes.variables + i];  // of the row, added up
+    if (squares * static_cast<float>(sizes.variables) <= kMostSquares) continue;
     wrong = 1.0f;
     *reports.S = deferred_place(i, 0);
   }
@@ -611,7 +611,8 @@ void draw_order(int32_t* order, int64_t variables, uint64_t seed, Queue queue) {
 
 void forward(const Problem& problem, const Start& start, const Stop& stop, const State& out, float* scratch,
              Queue queue) {
-  static const DeferredSlot wrong_S("S", "mixing", "in a row whose squares do not add up to a finite number");
+  static const DeferredSlot wrong_S("S", "mixing",
+                                    "in a row whose squares add up to too large a number, or none");
   static const DeferredSlot wrong_z("z", "mixing", "not a probability, want a number from 0 to 1");
   static const DeferredSlot all_inputs("is_input", "mixing",
                                        "True as the whole sample, want a variable that is not given");

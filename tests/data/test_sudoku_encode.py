@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tenfold.data.sudoku import all_boards, bit_permutation, board_metrics, decode, is_input, one_hot
+from tenfold.data.sudoku import all_boards, bit_permutation, decode, is_input, one_hot
 from tenfold.errors import UserError
 
 BOARDS = np.array(all_boards(4), np.uint8)
@@ -53,24 +53,3 @@ def test_what_cannot_be_decoded():
         decode(np.zeros((1, 65)))
     with pytest.raises(ValueError, match="bits holds NaN"):
         decode(np.full((1, 64), np.nan))
-
-
-def test_metrics_by_hand():
-    solutions, given = BOARDS[:4], np.zeros((4, 16), int)
-    given[:, :6] = solutions[:, :6]
-    boards = solutions.copy()
-    boards[1] = BOARDS[100]  # valid, but not the solution
-    boards[2, 0] = boards[2, 0] % 4 + 1  # a given cell wrong
-    boards[3, 7:10] = 0  # three unknown cells wrong
-    found = board_metrics(boards, given, solutions)
-    same = BOARDS[100] == solutions[1]
-    assert found.valid == 0.5 and found.exact == 0.25
-    assert found.given_cells == pytest.approx((18 + same[:6].sum() - 1) / 24)
-    assert found.unknown_cells == pytest.approx((30 + same[6:].sum() - 3) / 40)
-
-
-def test_metrics_with_nothing_to_count():
-    found = board_metrics(BOARDS, BOARDS, BOARDS)
-    assert found.exact == found.given_cells == 1 and np.isnan(found.unknown_cells)
-    with pytest.raises(ValueError, match=r"shapes \(2, 16\), \(3, 16\) and \(2, 16\), wanted one shape"):
-        board_metrics(BOARDS[:2], BOARDS[:3], BOARDS[:2])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tenfold.data.sudoku import is_valid, read_puzzles
+from tenfold.data.sudoku import is_valid, read_puzzles, reader
 from tenfold.errors import UserError
 
 HARD = "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4.."
@@ -56,6 +56,15 @@ def test_mistakes_name_file_line_and_what_was_wanted(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         read_puzzles(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_a_puzzle_that_search_does_not_come_to_an_end_with(tmp_path, monkeypatch):
+    # Few givens that contradict each other far down: plain search takes hours.
+    endless = ".....5.8....6.1.43..........1.5........1.6...3.......553.....61........4........."
+    monkeypatch.setattr(reader, "_TRIES", 500)
+    with pytest.raises(UserError, match=r"line 1: the puzzle has no solution that 500 tries could find"):
+        read_puzzles(written(tmp_path, endless))
+    assert len(read_puzzles(written(tmp_path, HARD))) == 1
 
 
 def test_a_missing_file(tmp_path):

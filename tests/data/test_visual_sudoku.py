@@ -6,7 +6,7 @@ import pytest
 from digit_files import made_up_digits
 from tenfold.data.mapping import mapping
 from tenfold.data.sudoku import SIZE_4, generate
-from tenfold.data.visual_sudoku import BLANK, gather, visual_sudoku
+from tenfold.data.visual_sudoku import BLANK, visual_sudoku
 from tenfold.errors import UserError
 
 
@@ -31,31 +31,13 @@ def test_pictures_show_the_given_numbers(sudoku, digits):
         assert (labels[rows[given]] == part.puzzles[given]).all()
 
 
-def test_batches_are_gathered(sudoku, digits):
-    data = visual_sudoku(sudoku, digits)
-    for pictures, rows, images in (
-        (data.train_pictures(np.array([7, 0, 7])), data.train_rows[[7, 0, 7]], digits.train_images),
-        (data.test_pictures(np.array([3])), data.test_rows[[3]], digits.test_images),
-    ):
-        assert pictures.shape == (len(rows), 16, 28, 28) and pictures.dtype == np.uint8
-        for board, row in zip(pictures, rows, strict=True):
-            for cell, picture in zip(row, board, strict=True):
-                assert (picture == (images[cell] if cell != BLANK else 0)).all()
-    assert gather(digits.train_images, np.full((2, 81), BLANK, np.int32)).shape == (2, 81, 28, 28)
-
-
-def test_no_picture_is_shared_between_the_sides(sudoku, digits):
-    data = visual_sudoku(sudoku, digits)
-    train = set(map(bytes, data.train_pictures(np.arange(50)).reshape(-1, 28, 28)))
-    test = set(map(bytes, data.test_pictures(np.arange(20)).reshape(-1, 28, 28)))
-    assert train & test == {bytes(28 * 28)}  # the black of blank cells
-
-
 def test_a_test_picture_among_the_training_pictures_is_refused(sudoku, digits):
     leaking = digits.test_images.copy()
     leaking[[4, 9]] = digits.train_images[[11, 0]]
     with pytest.raises(UserError, match=r"test image 4 is also a training image \(and 1 others are\)"):
         visual_sudoku(sudoku, replace(digits, test_images=leaking))
+    with pytest.raises(UserError, match=r"test image 4 is also a training image \(and 1 others are\)"):
+        mapping(replace(digits, test_images=leaking))
 
 
 def test_pictures_are_used_evenly_in_random_order(sudoku, digits):

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +11,15 @@ import pytest
 import torch
 
 from tenfold.cli import main
+from tenfold.data.sudoku import all_boards, is_input, one_hot
 from tenfold.engine import checkpoint
 from tenfold.engine.metrics import read_metrics
-from tenfold.methods.satnet import decode
+from tenfold.methods.satnet import data, decode
 from tenfold.methods.satnet.config import TASKS, DataConfig, LayerConfig, SATNetConfig, laptop, paper, presets
 from tenfold.methods.satnet.data import prepare
 from tenfold.methods.satnet.model import Model, loss_of
-from tenfold.methods.satnet.problems import Problems
-from tenfold.methods.satnet.scores import evaluate_split
+from tenfold.methods.satnet.problems import Batch, Problems
+from tenfold.methods.satnet.scores import Scores, evaluate_split, score
 from tenfold.methods.satnet.step import TrainingState, TrainingStep
 from tenfold.methods.satnet.train import stop_reason
 
@@ -56,6 +59,29 @@ def test_the_layer_learns_4x4_boards_and_not_from_labels_of_other_boards():
     wrong = Problems(replace(problems.train, label=label), problems.test)
     control = trained(config, wrong, 80)
     assert evaluate_split(control.model, config, problems, problems.test)["valid_boards"] < 0.2
+
+
+def test_scores_by_hand():
+    boards = np.array(all_boards(4), np.uint8)
+    solutions, given = boards[:4], np.zeros((4, 16), np.uint8)
+    given[:, :6] = solutions[:, :6]
+    answers = solutions.copy()
+    answers[1] = boards[100]  # valid, but not the solution
+    answers[2, 0] = answers[2, 0] % 4 + 1  # a given cell wrong
+    answers[3, 7:10] = answers[3, 7:10] % 4 + 1  # three unknown cells wrong
+    z, label, output = (torch.from_numpy(one_hot(part)) for part in (given, solutions, answers))
+    batch = Batch(z, torch.from_numpy(is_input(given)), label, torch.empty(0))
+    same = boards[100] == solutions[1]
+    for order in (None, torch.randperm(64, generator=torch.Generator().manual_seed(0))):
+        if order is not None:
+            batch = Batch(z[:, order], batch.is_input[:, order], label[:, order], batch.images)
+            output = output[:, order]
+        scores = Scores()
+        score(scores, output, batch, laptop("sudoku4"), order)
+        found = scores.shares()
+        assert found["valid_boards"] == 0.5 and found["exact_boards"] == 0.25
+        assert found["given_accuracy"] == pytest.approx((18 + same[:6].sum() - 1) / 24)
+        assert found["unknown_accuracy"] == pytest.approx((30 + same[6:].sum() - 3) / 40)
 
 
 def test_permuted_bits_are_learnt_and_scored_like_others():
@@ -200,6 +226,22 @@ def test_the_task_chooses_the_presets():
     assert parity.optimizer == "sgd" and parity.batch == 100
 
 
+@pytest.mark.parametrize("options", [["--lr", "1e30"], ["--optimizer", "sgd", "--loss-scale", "1e38"]])
+def test_training_that_diverges_is_one_line(options, tmp_path, capsys):
+    path = tmp_path / "run"
+    assert main(["train", "satnet", *SMALL, *options, "--out", str(path)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("tenfold: error: training has diverged in step 1") and "--lr" in error
+    assert checkpoint.latest(path / "checkpoints") is None
+
+
+@pytest.mark.parametrize("option", ["--puzzles", "--digits"])
+def test_data_that_a_run_has_not_cannot_have_moved(finished, option, capsys):
+    for command in (["train", "satnet", "--resume", str(finished)], ["evaluate", "satnet", str(finished)]):
+        assert main([*command, option, "elsewhere"]) == 2
+        assert f"{option} elsewhere" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_used_folder_is_refused(finished, capsys):
     assert main(["train", "satnet", "--out", str(finished)]) == 2
     assert f"--resume {finished}" in capsys.readouterr().err
@@ -246,6 +288,21 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, task):
     assert rows[0] == rows[1]
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+
+    def dies(self, state):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "__call__", dies)
+        with pytest.raises(Killed):
+            main(["train", "satnet", *SMALL, "--epochs", "1", "--out", str(path)])
+    assert main(["train", "satnet", "--resume", str(path)]) == 0
+    rows = read_metrics(path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 10] and [row["epoch"] for row in rows] == [0, 1]
+
+
 def test_training_ends_by_time_or_without_progress():
     config = SATNetConfig(minutes=2.0, patience=2)
     assert stop_reason(config, [1.0, 0.5], 60.0) == ""
@@ -256,14 +313,31 @@ def test_training_ends_by_time_or_without_progress():
     assert stop_reason(SATNetConfig(), [1.0] * 50, 1e9) == ""
 
 
-def test_a_run_that_ended_early_is_not_trained_on(tmp_path):
+def test_a_run_that_ended_early_is_not_trained_on(tmp_path, capsys):
     path = tmp_path / "run"
     assert main(["train", "satnet", *SMALL, "--minutes", "1e-9", "--out", str(path)]) == 0
+    assert "1e-09 minutes are over" in capsys.readouterr().err
     evaluation = (path / "evaluation.json").read_text()
     assert json.loads(evaluation)["epochs"] == 1 and "minutes" in json.loads(evaluation)["stopped"]
     assert "Ended early" in (path / "report.md").read_text()
     assert main(["train", "satnet", "--resume", str(path)]) == 0
     assert (path / "evaluation.json").read_text() == evaluation
+
+
+def test_puzzles_are_made_once_for_runs_that_begin_together(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path))
+    make, made = data.prepare_sudoku, []
+
+    def slow(folder, *args):
+        made.append(folder)
+        time.sleep(0.3)
+        make(folder, *args)
+
+    monkeypatch.setattr(data, "prepare_sudoku", slow)
+    config = replace(laptop("sudoku4"), data=replace(laptop("sudoku4").data, train=20, test=5))
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(prepare, (config, config))
+    assert len(made) == 1 and one.train.fingerprint() == other.train.fingerprint()
 
 
 def test_own_puzzles_are_split_by_solution(tmp_path, capsys):

@@ -8,19 +8,35 @@ import pytest
 import torch
 
 from tenfold.cli import main
-from tenfold.methods.satnet import cluster, findings, gradient
+from tenfold.methods.satnet import cells, cluster, findings, gradient, reproduce
 from tenfold.methods.satnet.plan import MAPPING_SEEDS, laptop_cells, mapping_settings, plan_cells
-from tenfold.methods.satnet.tables import MARK, write_tables
+from tenfold.methods.satnet.tables import MARK, table_text, write_tables
 
 
 def test_cells_have_names_of_their_own_and_the_plan_s_counts():
-    cells = list(plan_cells())
-    assert len({cell.name for cell in cells}) == len(cells)
+    planned = list(plan_cells())
+    assert len({cell.name for cell in planned}) == len(planned)
     assert len(mapping_settings()) == 14
-    mapping = [cell for cell in cells if cell.kind == "mapping"]
+    mapping = [cell for cell in planned if cell.kind == "mapping"]
     assert len(mapping) == 14 * 2 * MAPPING_SEEDS + MAPPING_SEEDS
-    assert sum(cell.seconds for cell in cells) / 2 < 5 * 3600
+    assert sum(cell.seconds for cell in planned) / 2 < 5 * 3600
     assert sum(cell.seconds for cell in laptop_cells()) / 2 < 20 * 60
+
+
+def test_the_cells_train_as_the_plan_says():
+    arms = {cell.arm: cell.config for cell in plan_cells()}
+    limits = {arm: (config.minutes, config.patience) for arm, config in arms.items() if config.minutes}
+    assert limits == {
+        "sudoku": (45, 0),
+        "permuted": (45, 0),
+        "visual-leaky": (45, 0),
+        "visual-ungrounded": (22, 3),
+        "visual-ungrounded-tuned": (22, 3),
+        "self-supervised": (20, 0),
+    }
+    assert cells.rules_config(0).minutes == 22 and arms["parity40"].epochs == 20
+    assert cells.rules_config(1).seed == 1 and cells.rules_config(0).data.from_labels == 0.8
+    assert all(config.shuffle for config in (*arms.values(), cells.rules_config(0)))
 
 
 def test_settings_differ_from_their_anchor_in_one_factor():
@@ -113,25 +129,73 @@ def fake(cell):
               "iterations": 30.0}  # fmt: skip
     curve = [{"epoch": 0, "seconds": 0.0, "valid_boards": 0.0, "accuracy": 0.5},
              {"epoch": 1, "seconds": 120.0, "valid_boards": 0.96, "accuracy": 1.0}]  # fmt: skip
-    return common | {"config": config, "test": scores, "epochs": 1, "training_seconds": 120.0, "curve": curve}
+    trained = {"test": scores, "epochs": 1, "training_seconds": 120.0}
+    route = {"matched": scores | {"valid_boards": 0.12}, "rules": trained} if cell.kind == "grounding" else {}
+    return common | {"config": config, "curve": curve} | trained | route
 
 
 def test_the_document_is_made_from_files_and_keeps_the_text_above(tmp_path):
-    results, target = tmp_path / "results", tmp_path / "satnet.md"
+    results, target = tmp_path / "results", tmp_path / "docs" / "satnet.md"
     results.mkdir()
-    cells = [cell for cell in plan_cells() if cell.config.seed != 9]
-    for cell in cells:
+    write_tables(results, target, list(plan_cells()))
+    left_out = ("linear", "naive-aux0-correct")
+    run = [cell for cell in plan_cells() if not (cell.config.seed == 9 and cell.arm in left_out)]
+    for cell in run:
         (results / f"{cell.name}.json").write_text(json.dumps(fake(cell)))
     target.write_text(f"# Mine\n\nA word before.\n\n{MARK}\nstale text\n")
     write_tables(results, target, list(plan_cells()))
     text = target.read_text()
     assert text.startswith("# Mine\n\nA word before.\n") and "stale" not in text
-    assert "7 of 9" in text and "Primary contrast" in text and "changes the conclusion" in text
+    assert "7 of 10" in text and "Primary contrast" in text and "changes the conclusion" in text
     assert (
         "0 / 7" in text and "`sudoku`, one core: 50 % of the test boards after 1 passes and 2 minutes" in text
     )
-    assert "Planned and not run, or not for every seed: linear, naive-aux0-correct" in text
-    assert (tmp_path / "satnet_gradient.png").exists() and (tmp_path / "satnet_boards.png").exists()
+    assert "Planned and not run, or not for every seed: linear, naive-aux0-correct." in text
+    assert "20 of the 20 pairs" in text and "by seed" in text
+    # Every seed under its own number, an absent one empty.
+    assert f"| naive-aux0-correct |{' 97.0 |' * 9}  |\n| naive-aux0-official |{' 20.0 |' * 7}" in text
+    # The self-supervised route before and after the joint training.
+    for row in (", rules | 0 | 1 | 2.0 | 96.0 |", ", matched | 1 |  |  | 12.0 |", " | 1 | 1 | 2.0 | 96.0 |"):
+        assert f"| self-supervised{row}" in text
+    assert "`self-supervised`, clusters matched: 12.0, 12.0 % valid boards" in text
+    assert {path.name for path in target.parent.glob("*.png")} == {"satnet_gradient.png", "satnet_boards.png"}
+
+
+def test_the_primary_contrast_is_judged_by_all_its_pairs_alone(tmp_path):
+    for cell in laptop_cells():
+        (tmp_path / f"{cell.name}.json").write_text(json.dumps(fake(cell)))
+    text = table_text(tmp_path, list(laptop_cells()))
+    assert "3 of the 20 pairs" in text and "does not judge these" in text and "the conclusion" not in text
+
+
+def test_no_cell_begins_after_the_plan_s_hours(tmp_path, capsys, monkeypatch):
+    begun = []
+    monkeypatch.setattr(reproduce, "_run_in_process", lambda group, options: begun.append(group) or 0)
+    options = ["--results", str(tmp_path), "--table", str(tmp_path / "t.md"), "--only", "permuted"]
+    for seconds, expected in ((reproduce.CORE_SECONDS - 1, 1), (reproduce.CORE_SECONDS, 0)):
+        first = next(iter(plan_cells()))
+        (tmp_path / f"{first.name}.json").write_text(json.dumps(fake(first) | {"seconds": seconds}))
+        begun.clear()
+        assert main(["reproduce", "satnet", *options]) == 0
+        assert len(begun) == expected
+    assert "left out" in capsys.readouterr().out
+    assert "permuted" in (tmp_path / "t.md").read_text().partition("Planned and not run")[2]
+
+
+def test_a_cell_that_fails_does_not_stop_those_beside_it(tmp_path, capsys, monkeypatch):
+    names = [cell.name for cell in plan_cells() if cell.arm == "linear"][:3]
+
+    def run_cell(cell, runs, target):
+        if cell.name == names[1]:
+            raise MemoryError("no memory")
+        target.write_text(json.dumps(fake(cell)))
+        return 0
+
+    monkeypatch.setattr(cells, "run_cell", run_cell)
+    options = ["--results", str(tmp_path), "--cells", *names]
+    assert main(["reproduce", "satnet", *options]) == 1
+    assert "no memory" in capsys.readouterr().err
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted([names[0], names[2]])
 
 
 def test_unknown_arms_and_cells_are_named(capsys, tmp_path):

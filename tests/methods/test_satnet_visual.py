@@ -1,5 +1,7 @@
 """Pictures before the layer: plain made-up digits in MNIST's format stand for MNIST."""
 
+import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -198,6 +200,21 @@ def test_a_cell_leaves_its_result_and_is_not_run_twice(digits, tmp_path, kind):
         assert [row["epoch"] for row in rows if "epoch" in row] == [0, 1]
 
 
+@pytest.mark.parametrize("head", ["satnet", "linear"])
+def test_a_mapping_cell_that_diverges_has_failed(digits, tmp_path, head):
+    config = mapping(digits, head=head, backbone_lr=1e9, epochs=2)
+    target = tmp_path / "cell.json"
+    assert cells.run_cell(Cell("arm", config, "mapping"), tmp_path / "runs", target) == 0
+    found = json.loads(target.read_text())
+    assert found["test"] == {"accuracy": 0.0} and found["diverged"] < config.steps
+
+
+def test_pictures_that_diverge_are_one_line(digits, tmp_path, capsys):
+    words = options(boards(digits, "visual-ungrounded", epochs=1, backbone_lr=1e9))
+    assert main(["train", "satnet", *words, "--out", str(tmp_path / "run")]) == 2
+    assert "--backbone-lr than 1e+09" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_clusters_get_the_digits_that_the_rules_say(digits):
     """With rules of 4x4 boards learnt from numbers, clusters in a foreign order are put right."""
     rules_config = boards(digits, "visual")
@@ -216,3 +233,26 @@ def test_clusters_get_the_digits_that_the_rules_say(digits):
     grounding.relabel(reader, assignment)
     scores = evaluate_split(state.model, config, problems, problems.test)
     assert scores["input_accuracy"] > 0.95
+
+
+def test_the_self_supervised_route_goes_on_where_it_was_killed(digits, tmp_path, monkeypatch):
+    config = boards(digits, "visual-ungrounded", epochs=2, proofreader=True)
+    numbers = replace(
+        config, task="sudoku4", loss_mask="all", proofreader=False, epochs=8,
+        data=replace(config.data, train=400, from_labels=0.8),
+    )  # fmt: skip
+    monkeypatch.setattr(cells, "rules_config", lambda seed: replace(numbers, seed=seed))
+    cell = Cell("self-supervised", config, "grounding")
+    files = tmp_path / "whole.json", tmp_path / "killed.json"
+    assert cells.run_cell(cell, tmp_path / "whole", files[0]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(cells.grounding, "match", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            cells.run_cell(cell, tmp_path / "killed", files[1])
+    assert cells.run_cell(cell, tmp_path / "killed", files[1]) == 0
+    whole, killed = (json.loads(file.read_text()) for file in files)
+    for part in ("test", "matched", "assignment"):
+        assert whole[part] == killed[part]
+    assert sorted(whole["assignment"]) == [0, 1, 2, 3]
+    assert whole["rules"]["test"]["valid_boards"] > 0.9 and whole["rules"]["epochs"] == 8
+    assert whole["matched"]["input_accuracy"] > 0.95 and whole["epochs"] == 2

@@ -118,3 +118,11 @@ def test_wrong_input():
 def test_the_ops_alone_load_no_torch():
     code = "import sys, tenfold.ops, tenfold.ops.mixing; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_seeds_are_drawn_in_cpu_memory_whatever_the_default_device():
+    layer = SATNet(3, 6, aux=2)
+    z, is_input = torch.rand(4, 3), torch.tensor([True, True, False]).expand(4, 3)
+    with torch.device("meta"):
+        assert layer(z, is_input).device.type == "cpu"
+        assert layer.requires_grad_(False).eval()(z, is_input).device.type == "cpu"

@@ -455,6 +455,7 @@ def test_wrong_arguments(library):
     for value, said in ((math.nan, "nan"), (-0.1, "-0.1"), (1.5, "1.5"), (math.inf, "inf")):
         no(f"z[2, 3] is {said}", mixing, *changed(1, (2, 3), value))
     no("S[8, 4] is nan, want a finite number", mixing, *changed(0, (8, 4), math.nan))
+    no("the squares of S[8] add up to more than 1e18 divided by the 9 rows", mixing, *changed(0, (8, 4), 1e9))
     no("is_input[1] is True everywhere", mixing, *changed(2, 1, True))
     no("is_input is True everywhere", mixing, S, z, convert(np.ones(6, bool)))
     refused(TypeError, "is_input has type int32, want bool", mixing, S, z, convert(arrays[2].astype("i4")))
@@ -475,6 +476,8 @@ def test_wrong_arguments(library):
     no("max_iter is 0, want 1 or more", mixing, S, z, is_input, max_iter=0)
     for eps in (-1.0, math.nan, math.inf):
         no("eps is", mixing, S, z, is_input, eps=eps)
+    refused(TypeError, "eps is '1e-3', want a number", mixing, S, z, is_input, eps="1e-3")
+    refused(TypeError, "prox_lam is None, want a number", mixing, S, z, is_input, prox_lam=None)
     no("compat is 'public', want None or 'official'", mixing, S, z, is_input, compat="public")
     order = convert(np.array([1, 2, 3, 4, 5, 6, 8, 8], np.int32))
     no("order[7] is 8, want each variable from 1 to 8 once", mixing, S, z, is_input, order=order)
@@ -483,11 +486,42 @@ def test_wrong_arguments(library):
     solution = mixing_forward(S, z, is_input)
     no("prox_lam is 0", mixing_backward, S, z, is_input, solution, z, prox_lam=0.0)
     no("sweeps is -2", mixing_backward, S, z, is_input, solution, z, sweeps=-2)
+    no("z[2, 3] is nan", mixing_backward, *changed(1, (2, 3), math.nan), solution, z)
     no("z_grad has shape (3, 6)", mixing_backward, S, z, is_input, solution, z[:3])
     no("compat is 1", mixing_backward, S, z, is_input, solution, z, compat=1)
     other = "torch" if library == "numpy" else "numpy"
     with pytest.raises(TypeError, match=f"{other}.*want arrays of one library"):
         mixing(S, np.asarray(z) if library == "torch" else pytest.importorskip("torch").tensor(z), is_input)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_whole_numbers_and_lists(library):
+    convert = np.asarray if library == "numpy" else pytest.importorskip("torch").from_numpy
+    S, z, is_input = map(convert, problem(4, 6, 2, 5))
+    want = mixing(S, z, is_input, seed=3, offset=2, max_iter=9)[0]
+    got = mixing(S, z, is_input, seed=np.int64(3), offset=np.int32(2), max_iter=np.uint8(9))[0]
+    assert np.array_equal(got, want)
+    for name in ("seed", "offset", "max_iter"):
+        refused(TypeError, f"{name} is 1.5, want a whole number", mixing, S, z, is_input, **{name: 1.5})
+    solution = mixing_forward(S, z, is_input)
+    for name in ("order", "V0"):
+        refused(TypeError, f"{name} is a", mixing, S, z, is_input, **{name: [1.0]})
+    refused(TypeError, "out_grad is a", mixing_backward, S, z, is_input, solution, [1.0])
+
+
+def test_under_autocast():
+    torch = pytest.importorskip("torch")
+    S, z, is_input = tensors((6, 8, 2, 5))
+    rounded = z.detach().bfloat16()
+    want = mixing(S, rounded.float().requires_grad_(), is_input, seed=2)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        low = rounded.requires_grad_()
+        got = mixing(S, low, is_input, seed=2)[0]
+        assert torch.equal(mixing_forward(S, low, is_input, seed=2).z, got)
+    assert got.dtype == torch.float32 and torch.equal(got, want)
+    got.sum().backward()
+    assert low.grad.dtype == torch.bfloat16 and S.grad.dtype == torch.float32
+    refused(TypeError, "z has type bfloat16, want float32", mixing, S, low, is_input)
 
 
 def test_bound_of_the_width():

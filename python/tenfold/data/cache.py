@@ -1,6 +1,9 @@
 """Where tenfold keeps what it fetched or prepared."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tenfold.errors import UserError
@@ -22,3 +25,11 @@ def make_folder(folder: Path) -> Path:
             "set TENFOLD_CACHE to a folder you may write to"
         ) from error
     return folder
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let other processes that make something in ``folder`` wait; the lock of a killed one is freed."""
+    with (folder / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

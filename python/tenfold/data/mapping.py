@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tenfold.data.mnist import Digits
+from tenfold.data.mnist import Digits, refuse_shared
 
 SYMBOLS = 10
 
@@ -22,7 +22,11 @@ class Mapping:
 
 
 def mapping(digits: Digits, seed: int = 0) -> Mapping:
-    """The digits with permuted labels; pictures are shared with ``digits``, not copied."""
+    """The digits with permuted labels; pictures are shared with ``digits``, not copied.
+
+    Errors: UserError when a test picture is also a training picture.
+    """
+    refuse_shared(digits)
     symbol_of = np.random.default_rng(seed).permutation(SYMBOLS).astype(np.int64)
     one_hot = np.eye(SYMBOLS, dtype=np.float32)[symbol_of]
     return Mapping(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tenfold.data.mnist import SIDE, Digits
+from tenfold.data.mnist import Digits, refuse_shared
 from tenfold.data.sudoku.generator import Sudoku
 from tenfold.errors import UserError
 
@@ -14,23 +14,13 @@ BLANK = -1
 
 @dataclass(frozen=True)
 class VisualSudoku:
-    """Pictures, and for each puzzle which of them its given cells show: a row of the images, or BLANK.
+    """Which picture each given cell shows: (N, size**2) rows of the digits' images, or BLANK.
 
-    Training puzzles show training pictures only, test puzzles test pictures: (N, size**2) rows of
-    ``digits.train_images``, and of ``digits.test_images``.
+    Training puzzles show training pictures only, test puzzles test pictures.
     """
 
-    digits: Digits
     train_rows: NDArray[np.int32]
     test_rows: NDArray[np.int32]
-
-    def train_pictures(self, puzzles: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(B, size**2, 28, 28): the cells of these training puzzles; blank cells are black."""
-        return gather(self.digits.train_images, self.train_rows[puzzles])
-
-    def test_pictures(self, puzzles: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """As ``train_pictures``, of the test puzzles."""
-        return gather(self.digits.test_images, self.test_rows[puzzles])
 
 
 def visual_sudoku(sudoku: Sudoku, digits: Digits, seed: int = 0) -> VisualSudoku:
@@ -39,27 +29,12 @@ def visual_sudoku(sudoku: Sudoku, digits: Digits, seed: int = 0) -> VisualSudoku
     Of the pictures of a number each is used equally often, give or take one, in random order by ``seed``.
     Errors: UserError when a number has no picture, or a test picture is also a training picture.
     """
-    seen = set(map(bytes, digits.train_images))
-    shared = [row for row, image in enumerate(digits.test_images) if bytes(image) in seen]
-    if shared:
-        raise UserError(
-            f"test image {shared[0]} is also a training image (and {len(shared) - 1} others are): "
-            "remove them from one of the two"
-        )
+    refuse_shared(digits)
     train_seed, test_seed = np.random.SeedSequence(seed).spawn(2)
     return VisualSudoku(
-        digits,
         _assign(sudoku.train.puzzles, digits.train_labels, np.random.default_rng(train_seed), "training"),
         _assign(sudoku.test.puzzles, digits.test_labels, np.random.default_rng(test_seed), "test"),
     )
-
-
-def gather(images: NDArray[np.uint8], rows: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """(B, cells, 28, 28) the pictures of ``rows`` (B, cells), black where it says BLANK."""
-    found = np.zeros((*rows.shape, SIDE, SIDE), np.uint8)
-    given = rows != BLANK
-    found[given] = images[rows[given]]
-    return found
 
 
 def _assign(

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,12 @@ def curves(
     xlabel: str,
     ylabel: str,
     logarithmic: bool = True,
+    dots: Collection[str] = (),
 ) -> None:
     """Plot one line of (x, y) points for each name, y on a log axis; equal names up to a dash share a colour.
 
     "arm-seed0" and "arm-seed1" are two runs of one arm, so they look alike and only the first has a label.
+    Names in `dots` are drawn as points, which a line that fits them does not hide.
     """
     figure, axes = _figure(7.0, 4.0)
     colours: dict[str, str] = {}
@@ -70,7 +72,8 @@ def curves(
         arm = name.rpartition("-")[0] or name
         x, y = zip(*points, strict=True)
         label = None if arm in colours else arm
-        (line,) = axes.plot(x, y, color=colours.get(arm), label=label, linewidth=1.0)
+        style = "o" if name in dots else "-"
+        (line,) = axes.plot(x, y, style, color=colours.get(arm), label=label, linewidth=1.0, markersize=3.0)
         colours[arm] = line.get_color()
     if logarithmic:
         axes.set_yscale("log")

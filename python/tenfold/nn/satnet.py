@@ -9,7 +9,7 @@ from tenfold.ops import mixing as ops
 
 
 class SATNet(nn.Module):
-    """z (B, n) in [0, 1] and is_input (B, n) boolean -> z with the free variables filled in.
+    """z (B, n) in [0, 1] and is_input (B, n) or (n) boolean -> z with the free variables filled in.
 
     Wang, Donti, Wilder and Kolter, ICML 2019. The rules are the parameter S (1 + n + aux, m): m clauses over
     the true variable, the n of the user and `aux` auxiliary ones. `tenfold.ops.mixing` is the solver. After a
@@ -86,7 +86,7 @@ class SATNet(nn.Module):
 
     def _seed(self) -> int | Tensor:
         if self.training or self.eval_seed is None:
-            return torch.randint(_SEEDS, (), generator=self.generator)
+            return torch.randint(_SEEDS, (), generator=self.generator, device="cpu")
         return self.eval_seed
 
     def extra_repr(self) -> str:

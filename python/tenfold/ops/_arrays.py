@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import sys
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,6 +41,13 @@ def whole(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}, want a whole number") from None
+
+
+def number(name: str, value: Any) -> float:
+    """Return `value` as a float; TypeError that names it where it is no real number."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}, want a number")
+    return float(value)
 
 
 def allocate(like: object, shape: int | tuple[int, ...], dtype: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from tenfold import _core
 from tenfold.ops._arrays import whole
 from tenfold.ops._torch import LIBRARY, apply, define, one_by_one
-from tenfold.ops.mixing import Compat, Report, Solution, _check_compat, shapes, sweeps_of
+from tenfold.ops.mixing import Compat, Report, Solution, _check_compat, seed_of, shapes, sweeps_of
 
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """z, V, norms, negative, order, counts."""
@@ -122,7 +122,9 @@ for _operator in (_forward_op, _backward_op):
 
 
 def _seed_tensor(seed: Tensor | int) -> Tensor:
-    return seed if isinstance(seed, Tensor) else torch.tensor(_as_int64(seed), dtype=torch.int64)
+    return (
+        seed if isinstance(seed, Tensor) else torch.tensor(_as_int64(seed), dtype=torch.int64, device="cpu")
+    )
 
 
 def _as_int64(seed: int) -> int:
@@ -225,7 +227,7 @@ class MixingBackward(Function):
 
 # ---- what tenfold.ops.mixing calls ----
 
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, device="cpu")
 """In the place of what a call without gradient does not keep."""
 
 
@@ -234,6 +236,12 @@ def _want_tensors(**arrays: Any) -> None:
         if array is not None and not isinstance(array, Tensor):
             kind = f"{type(array).__module__}.{type(array).__name__}"
             raise TypeError(f"S is a torch.Tensor and {name} is a {kind}, want arrays of one library")
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    """Under autocast float32, as torch casts for operators that want it; else as it is."""
+    low = x.dtype in (torch.bfloat16, torch.float16)
+    return x.float() if low and torch.is_autocast_enabled(x.device.type) else x
 
 
 def mixing(
@@ -253,7 +261,9 @@ def mixing(
     """See tenfold.ops.mixing.mixing."""
     official = _check_compat(compat)
     _want_tensors(z=z, is_input=is_input, order=order, V0=V0)
+    S, z = _full_precision(S), _full_precision(z)
     samples, _, variables, width = shapes(S, z, k)
+    seed, max_iter, offset = seed_of(seed), whole("max_iter", max_iter), whole("offset", offset)
     if _plain(S, z, is_input, order, V0):
         counts = torch.empty(3, samples, dtype=torch.int32, device=S.device)
         visits = torch.empty(variables - 1, dtype=torch.int32, device=S.device) if order is None else order
@@ -285,8 +295,9 @@ def mixing_forward(
 ) -> Solution:
     """See tenfold.ops.mixing.mixing_forward."""
     _want_tensors(z=z, is_input=is_input, order=order, V0=V0)
+    S, z = _full_precision(S.detach()), _full_precision(z.detach())
     _, _, _, width = shapes(S, z, k)
-    S, z = S.detach(), z.detach()
+    seed, max_iter, offset = seed_of(seed), whole("max_iter", max_iter), whole("offset", offset)
     if _plain(S, z, is_input, order, V0):
         arrays = _forward_kernel(S, z, is_input, seed, order, V0, width, max_iter, eps, offset, True)
     else:

@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from tenfold import _core
-from tenfold.ops._arrays import Array, allocate, is_torch, module_of, whole
+from tenfold.ops._arrays import Array, allocate, is_torch, module_of, number, whole
 
 __all__ = ["Report", "Solution", "bound", "mixing", "mixing_backward", "mixing_forward"]
 
@@ -95,11 +95,13 @@ def mixing(
     """Fill in the free variables of z; for torch with gradients of S and z.
 
     `mixing_forward` explains the arguments, `mixing_backward` those of the gradient: prox_lam and compat.
-    Where no gradient is wanted V is not kept.
+    Where no gradient is wanted V is not kept. Under torch.autocast a z or S of lower precision is cast to
+    float32.
 
     Returns:
         (B, n) float32, and the report.
     """
+    eps, prox_lam = number("eps", eps), number("prox_lam", prox_lam)
     if is_torch(S):
         from tenfold.ops import _mixing_torch
 
@@ -128,7 +130,7 @@ def mixing_forward(
 
     Args:
         S: (N, m) float32 with N > n rows: the true variable, the user's n, auxiliary ones.
-        z: (B, n) float32 from 0 to 1. What stands in free places does not matter.
+        z: (B, n) float32 from 0 to 1, in free places too, where it does not matter what stands there.
         is_input: (B, n) boolean, or (n) for all samples: which are given. Not all of a sample.
         k: width of the vectors, 2 or more; None: `bound` of N. The public code has 32, whatever N.
         max_iter: sweeps at most, 1 or more.
@@ -147,9 +149,13 @@ def mixing_forward(
             variable, k, max_iter or eps out of range, order no permutation.
         TypeError: another type, or arrays of different libraries or devices.
 
+    On a GPU wrong values are raised later (`tenfold.ops.synchronize`), and such a sample's z is NaN until
+    then; an order that holds a variable twice, and a V0 that is not finite, are not found there.
+
     With n_f free variables a sweep takes min(n_f^2, 2 n_f m) k multiplications a sample. Memory beside the
     result: N^2 floats for S S^T, and per thread n_f max(min(n_f, 2 m), m); no array of B N m.
     """
+    eps = number("eps", eps)
     if is_torch(S):
         from tenfold.ops import _mixing_torch
 
@@ -194,12 +200,13 @@ def mixing_backward(
     Raises:
         ValueError, TypeError: as `mixing_forward`; prox_lam not positive, sweeps negative, unknown compat.
     """
-    official = _check_compat(compat)
+    official, prox_lam = _check_compat(compat), number("prox_lam", prox_lam)
     if is_torch(S):
         from tenfold.ops import _mixing_torch
 
         return _mixing_torch.mixing_backward(S, z, is_input, solution, out_grad, prox_lam, sweeps, official)
-    S, z, is_input, out_grad = map(_dense, (S, z, is_input, out_grad))
+    S, z, is_input = _dense("S", S), _dense("z", z), _dense("is_input", is_input)
+    out_grad = _dense("out_grad", out_grad)
     S_grad, z_grad = (allocate(x, x.shape, np.float32) for x in (S, z))
     _core.mixing_backward(
         S, z, is_input, tuple(solution), out_grad, prox_lam, sweeps_of(sweeps), official, S_grad, z_grad
@@ -232,8 +239,17 @@ def shapes(S: Array, z: Array, k: int | None) -> tuple[int, int, int, int]:
     return samples, user, max(1, variables), k
 
 
-def _dense(x: Array) -> Array:
-    """The array of numpy or cupy itself where it is dense in memory, else a copy."""
+def seed_of(seed: int | Array) -> int | Array:
+    """The seed as the kernel takes it: a whole number of any type, or an array that holds one."""
+    return seed if is_torch(seed) or isinstance(seed, (int, np.ndarray)) else whole("seed", seed)
+
+
+def _dense(name: str, x: Array) -> Array:
+    """The array of numpy or cupy itself where it is dense in memory, else a copy; TypeError for another."""
+    if is_torch(x):
+        raise TypeError(f"{name} is a torch.Tensor and S is a numpy array, want arrays of one library")
+    if not hasattr(x, "strides"):
+        raise TypeError(f"{name} is a {type(x).__name__}, want a numpy array or a torch tensor")
     step = x.dtype.itemsize
     for size, stride in zip(reversed(x.shape), reversed(x.strides), strict=True):
         if size > 1 and stride != step:
@@ -255,12 +271,7 @@ def _run(
     V0: Array | None,
     keep: bool,
 ) -> Solution:
-    for name, array in (("S", S), ("z", z), ("is_input", is_input)):
-        if not hasattr(array, "dtype"):
-            raise TypeError(f"{name} is a {type(array).__name__}, want a numpy array or a torch tensor")
-        if is_torch(array):
-            raise TypeError(f"{name} is a torch.Tensor and S is a numpy array, want arrays of one library")
-    S, z, is_input = map(_dense, (S, z, is_input))
+    S, z, is_input = _dense("S", S), _dense("z", z), _dense("is_input", is_input)
     samples, user, variables, width = shapes(S, z, k)
     state = (samples, variables) if keep else (0,)
     solution = Solution(
@@ -268,11 +279,12 @@ def _run(
         allocate(S, (samples, variables, width) if keep else (0,), np.float32),
         allocate(S, state, np.float32),
         allocate(S, state, np.bool_),
-        allocate(S, (variables - 1,), np.int32) if order is None else _dense(order),
+        allocate(S, (variables - 1,), np.int32) if order is None else _dense("order", order),
         allocate(S, (3, samples), np.int32),
     )
-    V0 = None if V0 is None else _dense(V0)
+    V0 = None if V0 is None else _dense("V0", V0)
+    max_iter, offset = whole("max_iter", max_iter), whole("offset", offset)
     _core.mixing_forward(
-        S, z, is_input, V0, seed, offset, width, whole("max_iter", max_iter), eps, order is None, solution
+        S, z, is_input, V0, seed_of(seed), offset, width, max_iter, eps, order is None, solution
     )
     return solution

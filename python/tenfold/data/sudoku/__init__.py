@@ -1,10 +1,9 @@
-"""Sudoku of size 9 and 4: puzzles with one solution, their bits for SATNet, and measures of solved boards."""
+"""Sudoku of size 9 and 4: puzzles with one solution, and their bits for SATNet."""
 
 from tenfold.data.sudoku.board import is_valid, units
 from tenfold.data.sudoku.classes import canonical, count_classes
 from tenfold.data.sudoku.encode import bit_permutation, decode, is_input, one_hot
 from tenfold.data.sudoku.generator import SIZE_4, SIZE_9, Sudoku, SudokuSettings, generate
-from tenfold.data.sudoku.metrics import BoardMetrics, board_metrics
 from tenfold.data.sudoku.prepared import SudokuManifest, load, prepare, prepare_file
 from tenfold.data.sudoku.reader import Puzzles, read_puzzles
 from tenfold.data.sudoku.search import all_boards
@@ -12,14 +11,12 @@ from tenfold.data.sudoku.search import all_boards
 __all__ = [
     "SIZE_4",
     "SIZE_9",
-    "BoardMetrics",
     "Puzzles",
     "Sudoku",
     "SudokuManifest",
     "SudokuSettings",
     "all_boards",
     "bit_permutation",
-    "board_metrics",
     "canonical",
     "count_classes",
     "decode",

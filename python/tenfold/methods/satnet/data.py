@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tenfold.data import mnist
-from tenfold.data.cache import cache_folder, make_folder
+from tenfold.data.cache import cache_folder, make_folder, one_at_a_time
 from tenfold.data.mapping import SYMBOLS, mapping
 from tenfold.data.parity import parity
 from tenfold.data.sudoku import (
@@ -30,6 +30,7 @@ from tenfold.data.sudoku import (
 from tenfold.data.sudoku import prepare as prepare_sudoku
 from tenfold.data.sudoku.generator import VERSION
 from tenfold.data.visual_sudoku import visual_sudoku
+from tenfold.engine.atomic import remove_leftovers
 from tenfold.engine.config import config_hash
 from tenfold.engine.schedule import generator
 from tenfold.errors import UserError
@@ -146,14 +147,27 @@ def _boards(config: SATNetConfig, say: Say) -> tuple[Sudoku, str]:
 
 def _generated(settings: SudokuSettings, say: Say) -> Sudoku:
     """The puzzles of `settings`, made at most once."""
-    folder = cache_folder() / "sudoku" / f"v{VERSION}-{config_hash(settings)}"
-    if not folder.exists():
-        count = settings.train + settings.test
-        many = settings.size == 9 and count >= _SLOW
+    count = settings.train + settings.test
+    many = settings.size == 9 and count >= _SLOW
+
+    def make(folder: Path) -> None:
         if many:
             say(f"making {count} puzzles, once: about {count * _PUZZLE_SECONDS / _processes():.0f} s")
-        prepare_sudoku(make_folder(folder.parent) / folder.name, settings, _processes() if many else 1)
-    return load(folder)
+        prepare_sudoku(folder, settings, _processes() if many else 1)
+
+    return load(_kept(f"v{VERSION}-{config_hash(settings)}", make))
+
+
+def _kept(name: str, make: Callable[[Path], object]) -> Path:
+    """The folder of this name in the cache; one process makes it, and others that want it wait."""
+    cache = make_folder(cache_folder() / "sudoku")
+    folder = cache / name
+    if not folder.exists():
+        with one_at_a_time(cache):
+            if not folder.exists():
+                remove_leftovers(cache)
+                make(folder)
+    return folder
 
 
 def _processes() -> int:
@@ -169,9 +183,7 @@ def _own_boards(config: SATNetConfig) -> Sudoku:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); see --puzzles") from error
-        folder = make_folder(cache_folder() / "sudoku") / f"own-{digest}"
-        if not folder.exists():
-            prepare_file(folder, path)
+        folder = _kept(f"own-{digest}", lambda made: prepare_file(made, path))
     boards = load(folder)
     cells = boards.train.puzzles.shape[1]
     if cells != config.data.size**2:

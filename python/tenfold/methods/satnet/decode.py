@@ -76,7 +76,7 @@ def rules_text(S: Tensor, names: Sequence[str]) -> str:
     n = len(names)
     lines = ["Weight and clause:", ""]
     lines += [f"    {clause.text(names)}" for clause in clauses(S, n, LEAST_SHARE)]
-    lines += ["", f"| {' | '.join(names[:-1])} | cheapest {names[-1]} |", "| " + "--- | " * n]
+    lines += ["", f"| {' | '.join(names[:-1])} | cheapest {names[-1]} |", "|" + " --- |" * n]
     for bits, answer in truth_table(S, n).items():
         lines.append("| " + " | ".join(map(str, (*bits, answer))) + " |")
     return "\n".join(lines)

@@ -22,7 +22,6 @@ SWEEPS = 4000
 DAMPING = 1e-6  # prox_lam: large ones bias the gradient
 STEP = 1e-4  # of the central differences, in float64
 POINTS = 41  # of the input that moves, both ends among them
-SEEDS = 3
 
 
 def measure(seed: int, points: int = POINTS) -> dict[str, list[float]]:

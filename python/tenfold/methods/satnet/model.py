@@ -14,6 +14,10 @@ MNIST_MEAN, MNIST_STD = 0.1307, 0.3081  # of the training pixels, scaled to [0, 
 CLAMP = 1e-6  # outputs reach 0 and 1, whose logarithms do not
 
 
+class DivergenceError(ArithmeticError):
+    """Weights, or what the network that reads pictures says, are no finite numbers any more."""
+
+
 def make_layer(n: int, config: LayerConfig) -> SATNet:
     """The layer of a configuration over `n` variables."""
     return SATNet(
@@ -70,6 +74,11 @@ def _identity(n: int) -> nn.Linear:
     return linear
 
 
+def _want_finite(values: Tensor) -> None:
+    if not values.isfinite().all():
+        raise DivergenceError
+
+
 class Model(nn.Module):
     """From a batch of problems to its outputs, in the shape of its labels."""
 
@@ -90,8 +99,13 @@ class Model(nn.Module):
         if self.layer is not None:
             self.layer.generator = source
 
+    def want_finite(self) -> None:
+        """Raise DivergenceError where weights have grown so large that their products are no numbers."""
+        for parameter in self.parameters():
+            _want_finite(parameter.detach().square().sum())
+
     def forward(self, batch: Batch) -> Tensor:
-        """Return probabilities, given bits as they came in."""
+        """Return probabilities, given bits as they came in; raise DivergenceError where there are none."""
         if self.chained:
             return self._chain(batch.z)
         if self.linear is not None:
@@ -100,6 +114,7 @@ class Model(nn.Module):
         if self.proofreader is not None:
             proofread: Tensor = self.proofreader(z)
             z = proofread.clamp(0.0, 1.0) * batch.is_input
+        _want_finite(z)
         assert self.layer is not None
         solved: Tensor = self.layer(z, batch.is_input)
         return solved
@@ -108,6 +123,7 @@ class Model(nn.Module):
         """The control: a linear layer on what the network says before its last function."""
         assert self.perception is not None
         logits = self.perception.logits(batch.images)
+        _want_finite(logits)
         return torch.cat([logits.detach().sigmoid(), linear(logits).sigmoid()], dim=1)
 
     def _chain(self, bits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tenfold.methods.satnet.plan import Cell, laptop_cells, plan_cells
 
 CORES = 2  # single-thread cells run side by side
 GROUP = 10  # short cells that one process computes, so that it reads the digits once
+CORE_SECONDS = 5 * 3600.0 * CORES  # of the finished cells, after which no other begins: the plan's limit
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> int:
         return _run_here(cells, options)
     chosen = _chosen(cells, options.only)
     if not options.table_only:
-        _run_groups(_groups([cell for cell in chosen if not _result(options, cell).exists()]), options)
+        _run_groups(_groups([cell for cell in chosen if not _result(options, cell).exists()]), options, cells)
     from tenfold.methods.satnet.tables import table_text, write_tables
 
     if options.laptop:  # no part of the plan's document
@@ -80,15 +82,31 @@ def _groups(cells: list[Cell]) -> list[list[Cell]]:
     return groups
 
 
-def _run_groups(groups: list[list[Cell]], options: ReproduceOptions) -> None:
-    """As many processes as there are cores, each with one thread; the first failure ends it."""
+def _run_groups(groups: list[list[Cell]], options: ReproduceOptions, planned: list[Cell]) -> None:
+    """As many processes as there are cores, each with one thread; failures are named when all are done."""
+
+    def run(group: list[Cell]) -> int:
+        if _spent(options, planned) < CORE_SECONDS:
+            return _run_in_process(group, options)
+        print(f"{group[0].name}: left out, the plan's hours are over", flush=True)
+        return 0
+
     with ThreadPoolExecutor(CORES) as pool:
-        codes = list(pool.map(lambda group: _run_in_process(group, options), groups))
-    for group, code in zip(groups, codes, strict=True):
-        if code:
-            raise UserError(
-                f"cell {group[0].name} failed with status {code}; its output is in {_log(options, group[0])}"
-            )
+        codes = list(pool.map(run, groups))
+    failed = [(_log(options, group[0]), code) for group, code in zip(groups, codes, strict=True) if code]
+    if failed:
+        logs = ", ".join(f"{log} (status {code})" for log, code in failed)
+        raise UserError(
+            f"some cells failed; see the end of {logs}; the same command runs again what is missing"
+        )
+
+
+def _spent(options: ReproduceOptions, planned: list[Cell]) -> float:
+    """Core-seconds of the cells that have a result."""
+    from tenfold.methods.satnet.tables import read_result
+
+    files = (_result(options, cell) for cell in planned)
+    return sum(float(read_result(file)["seconds"]) for file in files if file.exists())
 
 
 def _run_in_process(group: list[Cell], options: ReproduceOptions) -> int:
@@ -108,18 +126,26 @@ def _run_in_process(group: list[Cell], options: ReproduceOptions) -> int:
 
 def _run_here(cells: list[Cell], options: ReproduceOptions) -> int:
     from tenfold.methods.satnet.cells import run_cell
+    from tenfold.methods.satnet.train import INTERRUPTED
 
     known = {cell.name: cell for cell in cells}
     for name in options.cells:
         if name not in known:
             raise UserError(f"--cells {name}: no such cell in the plan")
+    status = 0
     for name in options.cells:
         target = _result(options, known[name])
-        if not target.exists():
+        if target.exists():
+            continue
+        try:
             code = run_cell(known[name], options.runs, target)
-            if code:
-                return code
-    return 0
+        except Exception:  # the others of the group are not to wait for it
+            traceback.print_exc()
+            code = 1
+        if code == INTERRUPTED:
+            return code
+        status = status or code
+    return status
 
 
 def _result(options: ReproduceOptions, cell: Cell) -> Path:

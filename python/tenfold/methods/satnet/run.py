@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from tenfold.engine.config import from_dict
 from tenfold.engine.run import RunDirectory
 from tenfold.errors import UserError
-from tenfold.methods.satnet.config import SATNetConfig
+from tenfold.methods.satnet.config import SEEING_TASKS, SATNetConfig
 from tenfold.methods.satnet.data import anchored, prepare
 from tenfold.methods.satnet.problems import Problems
 
@@ -59,6 +59,12 @@ def reopen(run: RunDirectory, puzzles: str = "", digits: str = "") -> tuple[SATN
     """
     config, facts = read_config(run)
     data = config.data
+    if puzzles and not data.puzzles:
+        raise UserError(f"--puzzles {puzzles}: {run.path} was not trained on a file of puzzles")
+    if digits and config.task not in SEEING_TASKS:
+        raise UserError(
+            f"--digits {digits}: {run.path} was trained on {config.task}, which shows no pictures"
+        )
     data = replace(data, puzzles=puzzles or data.puzzles, digits=digits or data.digits)
     config = anchored(replace(config, data=data))
     problems = prepare(config)

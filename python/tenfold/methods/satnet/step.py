@@ -108,7 +108,7 @@ class TrainingStep:
         return (step * self.config.batch + torch.arange(self.config.batch)) % len(self.problems.train)
 
     def __call__(self, state: TrainingState) -> float:
-        """Take one step and return its loss."""
+        """Take one step and return its loss; DivergenceError leaves the state unfit for another."""
         config = self.config
         batch = self.problems.train.take(self.rows(state.step))
         state.model.draw_from(generator(config.seed, _SOLVER, state.step))
@@ -117,6 +117,7 @@ class TrainingStep:
         loss.backward()
         state.optimizer.step()
         state.optimizer.zero_grad()
+        state.model.want_finite()
         state.step += 1
         value = float(loss.detach())
         scores = Scores(state.counts)

@@ -20,9 +20,12 @@ from tenfold.methods.satnet.findings import (
     mcnemar,
     pairs,
 )
-from tenfold.methods.satnet.plan import LINEAR, Cell, mapping_settings
+from tenfold.methods.satnet.plan import LINEAR, PARITY_ARMS, Cell, mapping_settings
 
 GRADIENT_FIGURE, BOARD_FIGURE = "satnet_gradient.png", "satnet_boards.png"
+_GRADIENTS = {
+    "finite_difference": "finite differences", "correct": "ours", "official": "the published code's",
+}  # fmt: skip
 MARK = "<!-- Everything below is written by tenfold reproduce satnet; text above is kept. -->"
 _TITLE = "# SATNet and symbol grounding: what they reach on two CPU cores"
 _INTRODUCTION = """\
@@ -35,6 +38,11 @@ _BOARD_ARMS = (
 )  # fmt: skip
 _BOARD_COLUMNS = ("arm", "seed", "passes", "minutes", "valid boards", "exact boards", "unknown cells",
                   "given cells", "digits read", "purity", "sweeps")  # fmt: skip
+_ROUTE = (
+    " Of the self-supervised route, 'rules' solves boards given as numbers after training on the cells that "
+    "puzzles leave unknown, 'matched' boards of pictures with these rules and the clusters, each taken for a "
+    "digit; the last row is after the joint training."
+)
 _BOARD_SCORES = ("valid_boards", "exact_boards", "unknown_accuracy", "given_accuracy", "input_accuracy",
                  "input_purity")  # fmt: skip
 
@@ -45,6 +53,7 @@ def write_tables(results: Path, target: Path, planned: Sequence[Cell]) -> None:
     Files of other plans are left out.
     """
     arms = _arms(results, planned)
+    target.parent.mkdir(parents=True, exist_ok=True)  # figures are the first to come
     lines = [_above(target), MARK, "", _INTRODUCTION]
     lines += ["", "## What held and what did not", "", *(f"- {text}" for text in findings(arms))]
     lines += _sections(arms, target.parent)
@@ -55,7 +64,6 @@ def write_tables(results: Path, target: Path, planned: Sequence[Cell]) -> None:
     missing = sorted({cell.arm for cell in planned if not (results / f"{cell.name}.json").exists()})
     if missing:
         lines += ["", "Planned and not run, or not for every seed: " + ", ".join(missing) + "."]
-    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as sink:
         sink.write("\n".join(lines) + "\n")
 
@@ -79,11 +87,12 @@ def _arms(results: Path, planned: Iterable[Cell]) -> dict[str, list[Result]]:
     for cell in planned:
         path = results / f"{cell.name}.json"
         if path.exists():
-            arms.setdefault(cell.arm, []).append(_read(path))
+            arms.setdefault(cell.arm, []).append(read_result(path))
     return arms
 
 
-def _read(path: Path) -> Result:
+def read_result(path: Path) -> Result:
+    """What a cell wrote; UserError where the file holds something else."""
     try:
         result: Result = json.loads(path.read_text(encoding="utf-8"))
         missing = [key for key in ("arm", "seed", "machine", "seconds", "config") if key not in result]
@@ -119,8 +128,11 @@ def _gradient(arms: Arms, figures: Path | None) -> list[str]:
     lines = ["", "## The gradient to an input", ""]
     if figures is not None:
         found = arms["gradient"][0]["curves"]
-        named = {name: list(zip(found["z"], found[name], strict=True)) for name in found if name != "z"}
-        curves(named, figures / GRADIENT_FIGURE, "input z", "derivative of the loss", logarithmic=False)
+        named = {title: list(zip(found["z"], found[name], strict=True)) for name, title in _GRADIENTS.items()}
+        curves(
+            named, figures / GRADIENT_FIGURE, "input z", "derivative of the loss", logarithmic=False,
+            dots=(_GRADIENTS["finite_difference"],),
+        )  # fmt: skip
         lines += [f"![finite differences, ours and the published code's, over z]({GRADIENT_FIGURE})", ""]
     lines += [
         "The derivative of a random linear loss by one input, a small problem solved to convergence: finite "
@@ -153,19 +165,31 @@ def _boards(arms: Arms, figures: Path | None) -> list[str]:
         "pictures that the network reads as the digit they show; 'purity': as the digit that is "
         "most often behind the answer."
     ]
-    rows = [_board_row(arm, result) for arm in present for result in arms[arm]]
+    if "self-supervised" in present:
+        lines[-1] += _ROUTE
+    rows = [row for arm in present for result in arms[arm] for row in _board_rows(arm, result)]
     return lines + _table(_BOARD_COLUMNS, rows)
 
 
-def _board_row(arm: str, result: Result) -> list[str]:
-    scores = result["test"]
-    start = [arm, str(result["seed"]), str(result["epochs"]), f"{result['training_seconds'] / 60:.1f}"]
-    shares = [_percent(scores.get(name)) for name in _BOARD_SCORES]
-    return [*start, *shares, f"{scores['iterations']:.1f}"]
+def _board_rows(arm: str, result: Result) -> list[list[str]]:
+    """One row; of the self-supervised route one for each part of it."""
+    parts = [(arm, result, result["test"])]
+    if "matched" in result:
+        rules = result["rules"]
+        parts = [(f"{arm}, rules", rules, rules["test"]), (f"{arm}, matched", {}, result["matched"]), *parts]
+    return [_board_row(name, result["seed"], training, scores) for name, training, scores in parts]
+
+
+def _board_row(name: str, seed: int, training: Result, scores: Result) -> list[str]:
+    cost = ["", ""]
+    if training:
+        cost = [str(training["epochs"]), f"{training['training_seconds'] / 60:.1f}"]
+    shares = [_percent(scores.get(share)) for share in _BOARD_SCORES]
+    return [name, str(seed), *cost, *shares, f"{scores['iterations']:.1f}"]
 
 
 def _parity(arms: Arms, figures: Path | None) -> list[str]:
-    present = [arm for arm in ("parity20", "parity40") if arm in arms]
+    present = [arm for arm in PARITY_ARMS if arm in arms]
     if not present:
         return []
     columns = ("arm", "seed", "after 1 pass", "5", "10", "20", "minutes")
@@ -205,10 +229,12 @@ def _mapping(arms: Arms, figures: Path | None) -> list[str]:
         "linear layer instead of SATNet.",
         *_table(columns, rows),
         "",
-        "Accuracy of every seed, sorted:",
+        "Accuracy of every seed:",
     ]
     every = [(arm, found) for arm, found in arms.items() if found[0]["config"]["task"] == "mapping"]
-    return lines + _table(("arm", "accuracies"), ([arm, _sorted(found)] for arm, found in every))
+    seeds = sorted({result["seed"] for _, found in every for result in found})
+    header = ("arm", *(f"seed {seed}" for seed in seeds))
+    return lines + _table(header, ([arm, *_by_seed(found, seeds)] for arm, found in every))
 
 
 def _runs(found: Sequence[Result]) -> list[str]:
@@ -219,5 +245,6 @@ def _runs(found: Sequence[Result]) -> list[str]:
     ]
 
 
-def _sorted(found: Sequence[Result]) -> str:
-    return ", ".join(f"{100 * value:.1f}" for value in sorted(map(accuracy, found)))
+def _by_seed(found: Sequence[Result], seeds: Sequence[int]) -> list[str]:
+    values = {result["seed"]: accuracy(result) for result in found}
+    return [_percent(values.get(seed)) for seed in seeds]

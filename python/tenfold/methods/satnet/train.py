@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -21,9 +20,10 @@ from tenfold.engine.options import Parser, parse
 from tenfold.engine.progress import progress
 from tenfold.engine.run import RunDirectory, default_path, refuse_used
 from tenfold.errors import UserError
-from tenfold.methods.satnet.config import TASKS, SATNetConfig, Task, laptop, presets
+from tenfold.methods.satnet.config import SEEING_TASKS, TASKS, SATNetConfig, Task, laptop, presets
 from tenfold.methods.satnet.data import anchored, prepare
 from tenfold.methods.satnet.evaluate import evaluate
+from tenfold.methods.satnet.model import DivergenceError
 from tenfold.methods.satnet.problems import Problems
 from tenfold.methods.satnet.run import Facts, reopen
 from tenfold.methods.satnet.scores import Scores, evaluate_split
@@ -114,13 +114,24 @@ def resume(path: Path, tensorboard: bool, puzzles: str = "", digits: str = "") -
 def _train(
     run: RunDirectory, config: SATNetConfig, problems: Problems, state: TrainingState, tensorboard: bool
 ) -> int:
+    try:
+        return _loop(run, config, problems, state, tensorboard)
+    except DivergenceError as error:
+        raise UserError(_diverged(run, config, state.step + 1)) from error
+
+
+def _loop(
+    run: RunDirectory, config: SATNetConfig, problems: Problems, state: TrainingState, tensorboard: bool
+) -> int:
     step, every = TrainingStep(config, problems), config.checkpoint_every or config.steps_per_epoch
     seconds = _seconds_so_far(run, state.step)
     shown: dict[str, float] = {}
+    if config.minutes:
+        _say(f"ends with the pass in which {config.minutes:g} minutes are over, whatever the time to the end")
     with (
         run.lock(),
         Interrupt() as interrupt,
-        MetricsLog(run.metrics, state.step, tensorboard) as metrics,
+        MetricsLog(run.metrics, state.step or -1, tensorboard) as metrics,  # step 0 is logged anew
         progress(config.steps, state.step, "training") as bar,
     ):
         if state.step == 0:
@@ -129,8 +140,6 @@ def _train(
             began = time.perf_counter()
             loss = step(state)
             seconds += time.perf_counter() - began
-            if not math.isfinite(loss):
-                raise UserError(_diverged(run, config, state.step))
             bar.update(state.step, loss=loss, **shown)
             if state.step % config.steps_per_epoch == 0:
                 row = _end_epoch(state, config, problems, seconds)
@@ -183,9 +192,12 @@ def stop_reason(config: SATNetConfig, losses: Sequence[float], seconds: float) -
 
 def _diverged(run: RunDirectory, config: SATNetConfig, step: int) -> str:
     kept = checkpoint.latest(run.checkpoints)
+    rates = f"--lr than {config.lr:g}"
+    if config.task in SEEING_TASKS:
+        rates += f" or --backbone-lr than {config.backbone_lr:g}"
     return (
-        f"the loss is not a number at step {step}: training has diverged; start again, in a new --out, with "
-        f"a lower --lr than {config.lr:g}" + (f" ({kept} is the last checkpoint before it)" if kept else "")
+        f"training has diverged in step {step}: weights are too large to compute with; start again, in a new "
+        f"--out, with a lower {rates}" + (f" ({kept} is the last checkpoint before it)" if kept else "")
     )
 
 
