@@ -60,8 +60,8 @@ struct Options {
 
 // V0 (B, N, k), or null: where free variables start (scaled to 1) instead of at random; inputs take the sign
 // of its second component. Scratch on the CPU: 4 N^2 bytes where a sample has the Gram form, and per thread
-// 16 n_f max(min(n_f, 2 m), m) + 48 n_f (k + 16) bytes for n_f free variables; on a GPU 4 N^2 + 4 B N (k +
-// 1).
+// 16 n_f max(min(n_f, 2 m), m) + 48 n_f (k + 16) bytes for n_f free variables; on a GPU 4 N (N + 1) + 4 B (N
+// (K + 7) + 32), K being k rounded up to 32, 64, 128, ... 1024.
 int64_t forward_scratch(const Inputs& inputs, int64_t width);
 void forward(const Inputs& inputs, const TensorView* V0, const Options& options, const Solution& out,
              char* scratch);
@@ -74,7 +74,8 @@ struct Adjoint {
 };
 
 // Gradients of S and z, null where not wanted; free z get 0. Scratch as forward, and 8 B N k + 4 N^2 bytes
-// for that of S (or 4 B k m in place of the last, where that takes less time); on a GPU 8 N^2 + 4 B N k.
+// for that of S (or 4 B k m in place of the last, where that takes less time); on a GPU those of forward
+// and 4 N^2 + 4 B N K.
 int64_t backward_scratch(const Inputs& inputs, const Solution& solution);
 void backward(const Inputs& inputs, const Solution& solution, const Adjoint& adjoint,
               const TensorView* S_grad, const TensorView* z_grad, char* scratch);

@@ -1,10 +1,9 @@
 // The mixing method on a GPU: one block a sample, which ends when its sample does.
 //
-// C = S S^T lies in global memory, shared by all samples. For one update the block's warps share out the
-// variables j of g_i = sum of C_ij v_j, a lane having one component of v: rows of V are read whole, and the
-// row of C passes through shared memory. V lies in shared memory where it fits, else in the global memory
-// that the caller keeps it in. Sums are added up in one order, which is not the processor's: results agree to
-// rounding and are the same in every run. Every sample has the Gram form; nothing waits for the device.
+// C = S S^T lies in global memory, shared by all samples, its rows and columns in the order of the visits. A
+// sample's free variables are listed once, and what its inputs add to their g; sweeps go over the free ones
+// alone, in groups (groups.cuh). Sums are added up in one order, which is not the processor's: results agree
+// to rounding and are the same in every run. Every sample has the Gram form; nothing waits for the device.
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -13,121 +12,66 @@
 #include "core/deferred.h"
 #include "core/error.h"
 #include "core/philox.h"
+#include "mixing/block.cuh"
+#include "mixing/groups.cuh"
 #include "mixing/mixing.h"
+#include "mixing/products.cuh"
+#include "mixing/starts.cuh"
 
 namespace tenfold::mixing::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarp = 32, kWarps = kThreads / kWarp;
 constexpr int kBlocksPerMultiprocessor = 4;
-constexpr int kSharedFloats = 8192;  // of V: 32 KiB, beside 10 KiB of what follows
-constexpr int kRowFloats = 1024;     // of a row of C, a piece at a time
-constexpr int kMostWidth = 1024;     // k
-constexpr float kPi = 3.14159265358979324f, kInversePi = 0.318309886183790672f;
+constexpr float kInversePi = 0.318309886183790672f;
 
-// ---- products of matrices ----
+// ---- scratch ----
 
-constexpr int kTile = 64, kTileDepth = 16;  // of the result and of what is added up at once
-constexpr int kEach = 4;                    // rows, and columns, of one thread
-
-// What is multiplied: C = S S^T; M, the sum over samples of U V^T; (M + M^T) S.
-enum Product : int { kGram = 0, kOuter = 1, kGradient = 2 };
-
-struct Operands {
-  const float* left;
-  const float* right;
-  int64_t variables, clauses, width;  // N, m, k
+struct alignas(8) Pair {  // components 0 and 1 of a vector
+  float first, second;
 };
 
-// (B, N, k) seen as (N, B k).
-__device__ __forceinline__ float of_sample(const float* vectors, const Operands& p, int64_t i, int64_t d) {
-  const int64_t sample = d / p.width;
-  return vectors[(sample * p.variables + i) * p.width + d - sample * p.width];
-}
+// What a call needs: C, and for each sample the memory of its free variables, and a Pair per place.
+struct Scratch {
+  float* x;
+  Slot* slots;
+  Pair* pairs;
+  int32_t* places;
+  float* diagonal;
+  float* C;
 
-template <int product>
-__device__ __forceinline__ float left(const Operands& p, int64_t i, int64_t d) {
-  if constexpr (product == kGram) return p.left[i * p.clauses + d];
-  if constexpr (product == kOuter) return of_sample(p.left, p, i, d);
-  return p.left[i * p.variables + d] + p.left[d * p.variables + i];
-}
-
-template <int product>
-__device__ __forceinline__ float right(const Operands& p, int64_t j, int64_t d) {
-  if constexpr (product == kGram) return p.right[j * p.clauses + d];
-  if constexpr (product == kOuter) return of_sample(p.right, p, j, d);
-  return p.right[d * p.clauses + j];
-}
-
-// out (rows, columns) = the sum over d of left(i, d) right(j, d), in the order of d.
-template <int product>
-__global__ void __launch_bounds__(kThreads, 2)
-    multiply(float* out, int64_t rows, int64_t columns, int64_t depth, const __grid_constant__ Operands p) {
-  TENFOLD_SHARED(float, a, kTileDepth*(kTile + 1));
-  TENFOLD_SHARED(float, b, kTileDepth*(kTile + 1));
-  const int thread = static_cast<int>(threadIdx.x);
-  const int row = thread / (kTile / kEach) * kEach, column = thread % (kTile / kEach) * kEach;
-  const int64_t across = (columns + kTile - 1) / kTile, tiles = (rows + kTile - 1) / kTile * across;
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int64_t first_row = tile / across * kTile, first_column = tile % across * kTile;
-    float sum[kEach][kEach] = {};
-    for (int64_t d = 0; d < depth; d += kTileDepth) {
-      __syncthreads();
-      for (int at = thread; at < kTileDepth * kTile; at += kThreads) {
-        const int i = at / kTileDepth, k = at % kTileDepth;
-        const bool inside = d + k < depth;
-        a[k * (kTile + 1) + i] =
-            inside && first_row + i < rows ? left<product>(p, first_row + i, d + k) : 0.0f;
-        b[k * (kTile + 1) + i] =
-            inside && first_column + i < columns ? right<product>(p, first_column + i, d + k) : 0.0f;
-      }
-      __syncthreads();
-      for (int k = 0; k < kTileDepth; ++k) {
-        float mine[kEach];
-#pragma unroll
-        for (int j = 0; j < kEach; ++j) mine[j] = b[k * (kTile + 1) + column + j];
-#pragma unroll
-        for (int i = 0; i < kEach; ++i) {
-          const float value = a[k * (kTile + 1) + row + i];
-#pragma unroll
-          for (int j = 0; j < kEach; ++j) sum[i][j] += value * mine[j];
-        }
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        const int64_t r = first_row + row + i, c = first_column + column + j;
-        if (r < rows && c < columns) out[r * columns + c] = sum[i][j];
-      }
-    }
+  static int64_t floats(const Sizes& sizes) {
+    constexpr int64_t kOfVariable = (sizeof(Slot) + sizeof(Pair) + sizeof(int32_t)) / sizeof(float);
+    return sizes.variables * (sizes.variables + 1) +
+           sizes.samples * (sizes.variables * (padded_width(sizes.width) + kOfVariable) + kPadding);
   }
-}
 
-template <int product>
-void start_product(float* out, int64_t rows, int64_t columns, int64_t depth, const Operands& operands,
-                   void* stream) {
-  const int64_t tiles = ((rows + kTile - 1) / kTile) * ((columns + kTile - 1) / kTile);
-  launch(stream, grid_for(tiles, 2), kThreads, multiply<product>, out, rows, columns, depth, operands);
-}
+  Scratch(float* memory, const Sizes& sizes) {
+    const int64_t all = sizes.samples * sizes.variables;
+    x = memory;  // first what lies at multiples of 16 bytes
+    slots = reinterpret_cast<Slot*>(x + all * padded_width(sizes.width));
+    pairs = reinterpret_cast<Pair*>(slots + all);
+    places = reinterpret_cast<int32_t*>(pairs + all);
+    diagonal = reinterpret_cast<float*>(places + all + sizes.samples * kPadding);
+    C = diagonal + sizes.variables;
+  }
 
-// ---- random numbers ----
+  // What a block works with; the free variables are yet to be listed.
+  template <class G>
+  __device__ __forceinline__ Sample sample(int64_t number, int64_t variables) const {
+    const int64_t at = number * variables;
+    return {C,
+            static_cast<uint32_t>(variables * sizeof(float)),
+            places_of(number, variables),
+            slots + at,
+            x + at * G::kWidth,
+            0};
+  }
+  __device__ __forceinline__ int32_t* places_of(int64_t number, int64_t variables) const {
+    return places + number * (variables + kPadding);
+  }
+};
 
-__device__ __forceinline__ uint32_t random_words(uint32_t (&word)[4], uint64_t seed) {
-  philox4x32<1>(&word[0], &word[1], &word[2], &word[3], static_cast<uint32_t>(seed),
-                static_cast<uint32_t>(seed >> 32));
-  return word[0];
-}
-
-__device__ __forceinline__ void start_words(uint32_t (&word)[4], const Start& start, int64_t sample,
-                                            int64_t variable, int64_t block) {
-  word[0] = static_cast<uint32_t>(variable);
-  word[1] = static_cast<uint32_t>(block);
-  word[2] = static_cast<uint32_t>(start.first_sample + sample);
-  word[3] = kDrawStart;
-  random_words(word, start.seed);
-}
+// ---- the order of the visits ----
 
 // Variables in the order of a random word each, and of their numbers where two words are equal: each thread
 // counts what comes before its own.
@@ -157,151 +101,82 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-struct Circle {
-  float cos, sin;
-};
+// ---- what both directions begin with ----
 
-// cos and sin of 2 pi x, as core/vecmath.h computes them: CUDA's own would need local memory.
-__device__ __forceinline__ Circle turn(float x) {
-  const float quarters = rintf(x * 4.0f), r = (x - quarters * 0.25f) * (2.0f * kPi), square = r * r;
-  const int quarter = static_cast<int>(quarters);
-  const float s =
-      ((-1.9515295891e-4f * square + 8.3321608736e-3f) * square - 1.6666654611e-1f) * square * r + r;
-  const float c =
-      ((2.443315711809948e-5f * square - 1.388731625493765e-3f) * square + 4.166664568298827e-2f) *
-          (square * square) -
-      0.5f * square + 1.0f;
-  const bool odd = (quarter & 1) != 0;
-  const float cos = odd ? s : c, sin = odd ? c : s;
-  return {((quarter + 1) & 2) != 0 ? -cos : cos, (quarter & 2) != 0 ? -sin : sin};
-}
-
-__device__ __forceinline__ float uniform(uint32_t word) {
-  return (static_cast<float>(word >> 9) + 0.5f) * 0x1p-23f;
-}
-
-// Component c of a start; its pair of words gives two components.
-__device__ float draw_normal(const Start& start, int64_t sample, int64_t variable, int64_t c) {
-  uint32_t word[4];
-  start_words(word, start, sample, variable, c / 4);
-  const bool second_pair = c % 4 >= 2;
-  const float radius = sqrtf(-2.0f * logf(uniform(second_pair ? word[2] : word[0])));
-  const Circle angle = turn(uniform(second_pair ? word[3] : word[1]));
-  return radius * (c % 2 == 0 ? angle.cos : angle.sin);
-}
-
-// ---- sums over a block ----
-
-__device__ __forceinline__ float warp_sum(float value) {
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffffu, value, lanes);
-  return value;
-}
-
-// The same bits in every thread. `parts` holds kWarps floats.
-template <class Shared>
-__device__ float block_sum(Shared& parts, float value) {
-  const int thread = static_cast<int>(threadIdx.x);
-  value = warp_sum(value);
-  __syncthreads();
-  if (thread % kWarp == 0) parts[thread / kWarp] = value;
-  __syncthreads();
-  float sum = 0.0f;
-  for (int warp = 0; warp < kWarps; ++warp) sum += parts[warp];
-  return sum;
-}
-
-// g (k) = the sum over j != i of C_ij x_j; read by all threads after a barrier that comes first thing in what
-// follows. x is an array of rows of `width`, in shared or in global memory.
-template <class X, class Row, class Parts, class Sums>
-__device__ void gather(Sums& g, const X& x, Row& row, Parts& parts, const float* C, int64_t i,
-                       int64_t variables, int64_t width) {
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  for (int64_t c = 0; c < width; c += kWarp) {
-    float sum = 0.0f;
-    for (int64_t first = 0; first < variables; first += kRowFloats) {
-      const int64_t count = variables - first < kRowFloats ? variables - first : kRowFloats;
-      __syncthreads();
-      for (int64_t j = thread; j < count; j += kThreads)
-        row[static_cast<int>(j)] = first + j == i ? 0.0f : C[i * variables + first + j];
-      __syncthreads();
-      if (c + lane < width) {
-        for (int64_t j = warp; j < count; j += kWarps)
-          sum += row[static_cast<int>(j)] * x[static_cast<int>((first + j) * width + c) + lane];
-      }
-    }
-    parts[warp * kWarp + lane] = sum;
+// Lists the places of a sample's free variables. Returns how many there are.
+template <class Counts>
+__device__ int list_free(Counts& counts, const Problem& problem, int64_t sample, int32_t* places,
+                         DeferredWord* bad_order) {
+  const int64_t variables = problem.sizes.variables;
+  const unsigned lane = lane_of_thread();
+  const int warp = warp_of_thread();
+  int free = 0;
+  for (int64_t first = 0; first + 1 < variables; first += kThreads) {
+    const int64_t place = first + threadIdx.x, i = variable_at(problem.order, variables, place);
+    if (i == 0 && place + 1 < variables) *bad_order = deferred_place(0, place);
+    const bool mine = i > 0 && !problem.given(sample, i);
+    const unsigned votes = __ballot_sync(kAllLanes, mine);
     __syncthreads();
-    if (warp == 0 && c + lane < width) {
-      float total = 0.0f;
-      for (int w = 0; w < kWarps; ++w) total += parts[w * kWarp + lane];
-      g[static_cast<int>(c) + lane] = total;
+    if (lane == 0) counts[warp] = __popc(votes);
+    __syncthreads();
+    int at = free + __popc(votes & ((1u << lane) - 1u));
+    for (int other = 0; other < kWarps; ++other) {
+      const int count = counts[other];
+      if (other < warp) at += count;
+      free += count;
     }
+    if (!mine) continue;
+    places[at] = static_cast<int32_t>(place);
   }
+  if (threadIdx.x < kPadding) places[free + threadIdx.x] = 0;  // a place, whichever
+  return free;
 }
+
+__device__ __forceinline__ int64_t variable_of(const Sample& s, int i, const Problem& problem) {
+  return variable_at(problem.order, problem.sizes.variables, s.places[i]);
+}
+
+// The sum over all places of a row of C times what lies there; a warp, the same bits in every lane.
+__device__ __forceinline__ Pair product_of_row(const float* row, const Pair* pairs, int64_t variables) {
+  Pair sum{0.0f, 0.0f};
+#pragma unroll 8
+  for (int64_t j = lane_of_thread(); j < variables; j += kWarp) {
+    const float entry = row[j];
+    const Pair pair = pairs[j];
+    sum.first += entry * pair.first;
+    sum.second += entry * pair.second;
+  }
+  return {warp_sum(sum.first), warp_sum(sum.second)};
+}
+
+// The squared sine of the angle of v, of which a lane brings components lane, lane + 32, ...
+template <class Component>
+__device__ __forceinline__ float squared_sine(int64_t width, const Component& component) {
+  float square = 0.0f;
+  for (int64_t c = lane_of_thread(); c < width; c += kWarp) {
+    const float value = component(c);
+    square += c > 0 ? value * value : 0.0f;
+  }
+  return warp_sum(square);
+}
+
+// ---- forward ----
 
 struct Reports {
   DeferredWord *S, *z, *inputs, *order;
 };
 
-// The variable to be visited now, or 0 where it is given, or no variable.
-__device__ __forceinline__ int64_t free_at(const Problem& problem, int64_t sample, int64_t at,
-                                           DeferredWord* bad) {
-  const int64_t i = problem.order[at];
-  if (i < 1 || i >= problem.sizes.variables) {
-    if (threadIdx.x == 0) *bad = deferred_place(0, at);
-    return 0;
-  }
-  return problem.given(sample, i) ? 0 : i;
-}
-
-// ---- forward ----
-
-// The start of variable i, its length scaled to 1 by the warp that calls.
-__device__ void write_start(float* to, const Problem& problem, const Start& start, int64_t sample, int64_t i,
-                            int lane) {
-  const int64_t width = problem.sizes.width;
-  const float* const from =
-      start.V0 != nullptr ? start.V0 + (sample * problem.sizes.variables + i) * width : nullptr;
-  float square = 0.0f;
-  for (int64_t c = lane; c < width; c += kWarp) {
-    const float value = from != nullptr ? from[c] : draw_normal(start, sample, i, c);
-    to[c] = value;
-    square += value * value;
-  }
-  square = warp_sum(square);
-  const bool fine = square >= kLeastSquare;
-  const float factor = fine ? 1.0f / sqrtf(square) : 0.0f;
-  for (int64_t c = lane; c < width; c += kWarp) to[c] = fine ? to[c] * factor : (c == 0 ? 1.0f : 0.0f);
-}
-
-__device__ void write_input(float* to, uint8_t* negative, const Problem& problem, const Start& start,
-                            int64_t sample, int64_t i, int lane) {
-  const Sizes& sizes = problem.sizes;
-  bool minus = false;
-  if (i > 0 && start.V0 != nullptr) {
-    minus = __float_as_uint(start.V0[(sample * sizes.variables + i) * sizes.width + 1]) >> 31 != 0;
-  } else if (i > 0) {
-    uint32_t word[4];
-    start_words(word, start, sample, i, 0);
-    minus = word[1] >> 31 != 0;
-  }
-  const Circle half = turn(i == 0 ? 0.5f : 0.5f * problem.z[sample * sizes.user + i - 1]);
-  const float second = minus ? -fabsf(half.sin) : fabsf(half.sin);
-  for (int64_t c = lane; c < sizes.width; c += kWarp) to[c] = c == 0 ? -half.cos : (c == 1 ? second : 0.0f);
-  if (lane == 0 && negative != nullptr) *negative = minus ? 1 : 0;
-}
-
 // Whether the sample can be solved; reports why not.
 template <class Parts>
-__device__ bool check_sample(Parts& parts, const Problem& problem, int64_t sample, const float* C,
+__device__ bool check_sample(Parts& parts, const Problem& problem, int64_t sample, const float* diagonal,
                              const Reports& reports) {
   const Sizes& sizes = problem.sizes;
   float free = 0.0f, wrong = 0.0f;
-  for (int64_t i = threadIdx.x; i < sizes.variables; i += kThreads) {
-    const float squares = C[i * sizes.variables + i];  // of the row, added up
+  for (int64_t place = threadIdx.x; place < sizes.variables; place += kThreads) {
+    const float squares = diagonal[place];  // of the variable's row of S, added up
     if (squares * static_cast<float>(sizes.variables) <= kMostSquares) continue;
     wrong = 1.0f;
-    *reports.S = deferred_place(i, 0);
+    *reports.S = deferred_place(variable_at(problem.order, sizes.variables, place), 0);
   }
   for (int64_t i = threadIdx.x; i < sizes.user; i += kThreads) {
     const float z = problem.z[sample * sizes.user + i];
@@ -315,36 +190,72 @@ __device__ bool check_sample(Parts& parts, const Problem& problem, int64_t sampl
   return !none && !bad;
 }
 
-// What cannot be solved becomes NaN.
-__device__ void give_up(const Problem& problem, const State& out, float* V, int64_t sample) {
+// Outputs of what is no free variable: those of inputs, or of a sample that cannot be solved. Until the
+// sample is solved those of free variables are NaN, which they stay where `order` leaves one out.
+__device__ void write_inputs(const Problem& problem, const Start& start, const State& out, int64_t sample,
+                             bool solved) {
   const Sizes& sizes = problem.sizes;
-  const float nan = NAN;
-  for (int64_t i = threadIdx.x; i < sizes.user; i += kThreads) out.z[sample * sizes.user + i] = nan;
-  for (int64_t i = threadIdx.x; i < sizes.variables * sizes.width; i += kThreads) V[i] = nan;
-  for (int64_t i = threadIdx.x; out.norms != nullptr && i < sizes.variables; i += kThreads) {
-    out.norms[sample * sizes.variables + i] = 0.0f;
-    out.negative[sample * sizes.variables + i] = 0;
+  for (int64_t i = threadIdx.x; i < sizes.user; i += kThreads) {
+    const int64_t at = sample * sizes.user + i;
+    out.z[at] = solved && problem.given(sample, i + 1) ? problem.z[at] : NAN;
   }
-  for (int64_t i = threadIdx.x; i < 3; i += kThreads) out.counts[i * sizes.samples + sample] = 0;
+  for (int64_t i = threadIdx.x; !solved && i < 3; i += kThreads) out.counts[i * sizes.samples + sample] = 0;
+  if (out.V == nullptr) return;
+  for (int64_t i = warp_of_thread(); i < sizes.variables; i += kWarps) {
+    const int64_t at = sample * sizes.variables + i;
+    const bool given = solved && problem.given(sample, i);
+    const InputVector v = given ? input_vector(problem, start, sample, i) : InputVector{NAN, NAN, false};
+    const float others = given ? 0.0f : NAN;
+    for (int64_t c = lane_of_thread(); c < sizes.width; c += kWarp)
+      out.V[at * sizes.width + c] = c == 0 ? v.first : (c == 1 ? v.second : others);
+    if (lane_of_thread() != 0) continue;
+    out.norms[at] = 0.0f;
+    out.negative[at] = v.negative ? 1 : 0;
+  }
 }
 
-template <class Parts>
-__device__ void write_outputs(Parts& parts, const Problem& problem, const State& out, const float* V,
-                              const float* norms, int64_t sample, int32_t niter) {
+// The starts of a sample, and what its inputs add to g.
+template <class G>
+__device__ void start_sample(const Sample& s, Pair* pairs, const Problem& problem, const Start& start,
+                             int64_t sample) {
+  const int64_t variables = problem.sizes.variables;
+  for (int64_t place = threadIdx.x; place < variables; place += kThreads) {
+    const int64_t i = variable_at(problem.order, variables, place);
+    Pair pair{0.0f, 0.0f};
+    if (problem.given(sample, i)) {
+      const InputVector v = input_vector(problem, start, sample, i);
+      pair = {v.first, v.second};
+    }
+    pairs[place] = pair;
+  }
+  for (int i = warp_of_thread(); i < s.free; i += kWarps)
+    write_start(row_of<G>(s, i), problem, start, sample, variable_of(s, i, problem), G::kWidth);
+  __syncthreads();
+  for (int i = warp_of_thread(); i < s.free; i += kWarps) {
+    const Pair pair = product_of_row(below(s.C, s.places[i], s), pairs, variables);
+    if (lane_of_thread() != 0) continue;
+    s.slots[i] = {{pair.first, pair.second, 0.0f}, 0.0f};
+  }
+}
+
+template <class G, class Parts>
+__device__ void write_outputs(Parts& parts, const Sample& s, const Problem& problem, const State& out,
+                              int64_t sample, int32_t niter) {
   const Sizes& sizes = problem.sizes;
   float zero_norms = 0.0f, saturated = 0.0f;  // counts below 2^24 are exact
-  for (int64_t i = threadIdx.x; i < sizes.variables; i += kThreads) {
-    if (problem.given(sample, i)) {
-      if (i > 0) out.z[sample * sizes.user + i - 1] = problem.z[sample * sizes.user + i - 1];
-      continue;
-    }
-    zero_norms += norms[i] == 0.0f ? 1.0f : 0.0f;
-    if (i > sizes.user) continue;
-    float square = 0.0f;
-    for (int64_t c = 1; c < sizes.width; ++c) square += V[i * sizes.width + c] * V[i * sizes.width + c];
-    const float sine = sqrtf(square);
+  for (int i = warp_of_thread(); i < s.free; i += kWarps) {
+    const float norm = s.slots[i].norm;
+    const int64_t variable = variable_of(s, i, problem), at = sample * sizes.variables + variable;
+    const float* const x = row_of<G>(s, i);
+    const float sine = sqrtf(squared_sine(sizes.width, [&](int64_t c) { return x[c]; }));
+    for (int64_t c = lane_of_thread(); out.V != nullptr && c < sizes.width; c += kWarp)
+      out.V[at * sizes.width + c] = x[c];
+    if (lane_of_thread() != 0) continue;
+    if (out.norms != nullptr) out.norms[at] = norm;
+    zero_norms += norm == 0.0f ? 1.0f : 0.0f;
+    if (variable > sizes.user) continue;
     saturated += sine < kLeastSine ? 1.0f : 0.0f;
-    out.z[sample * sizes.user + i - 1] = atan2f(sine, -V[i * sizes.width]) * kInversePi;
+    out.z[sample * sizes.user + variable - 1] = atan2f(sine, -x[0]) * kInversePi;
   }
   const float all_zero = block_sum(parts, zero_norms), all_saturated = block_sum(parts, saturated);
   if (threadIdx.x != 0) return;
@@ -353,220 +264,127 @@ __device__ void write_outputs(Parts& parts, const Problem& problem, const State&
   out.counts[2 * sizes.samples + sample] = static_cast<int32_t>(all_saturated);
 }
 
-// Where V is while a sample is solved: in shared memory, or where the caller keeps it.
-template <bool shared>
-struct Place;
-template <>
-struct Place<true> {
-  static constexpr int kFloats = kSharedFloats;
-};
-template <>
-struct Place<false> {
-  static constexpr int kFloats = 1;
-};
-
-template <class X, class G, class Parts>
-__device__ float move_free(X& x, const G& g, Parts&, float* norm_of, int64_t i, int64_t width) {
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
-  __syncthreads();  // g is there
-  float square = 0.0f;
-  for (int64_t c = lane; c < width; c += kWarp) square += g[static_cast<int>(c)] * g[static_cast<int>(c)];
-  square = warp_sum(square);  // the same bits in every warp
-  const bool moves = square >= kLeastSquare;
-  const float norm = moves ? sqrtf(square) : 0.0f, factor = moves ? -1.0f / norm : 0.0f;
-  if (thread == 0) norm_of[i] = norm;
-  float delta = 0.0f;
-  for (int64_t c = thread; moves && c < width; c += kThreads) {
-    const float next = g[static_cast<int>(c)] * factor, change = next - x[static_cast<int>(i * width + c)];
-    x[static_cast<int>(i * width + c)] = next;
-    delta += norm * (change * change);
-  }
-  return delta;
-}
-
-// V (B, N, k) and norms (B, N) are always there; those of `out` are null where nobody wants them.
-template <bool shared>
+// rows: of a group; k is at most 1024 / rows.
+template <int rows>
 __global__ void __launch_bounds__(kThreads, 2)
     solve(const __grid_constant__ Problem problem, const __grid_constant__ Start start, Stop stop,
-          const __grid_constant__ State out, float* all_V, float* all_norms, const float* C,
-          Reports reports) {
-  TENFOLD_SHARED(float, kept, Place<shared>::kFloats);
-  TENFOLD_SHARED(float, row, kRowFloats);
-  TENFOLD_SHARED(float, parts, kThreads);
-  TENFOLD_SHARED(float, g, kMostWidth);
+          const __grid_constant__ State out, const __grid_constant__ Scratch scratch, Reports reports) {
+  using G = Group<rows>;
+  TENFOLD_SHARED(Quad, tiles, kWarps * kTileQuads);
+  TENFOLD_SHARED(Quad, totals, kTileQuads);
+  TENFOLD_SHARED(Quad, within, 2 * G::kRows * G::kKeyQuads);
+  TENFOLD_SHARED(float, parts, kWarps);
+  TENFOLD_SHARED(int, counts, kWarps);
   const Sizes& sizes = problem.sizes;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   for (int64_t sample = blockIdx.x; sample < sizes.samples; sample += gridDim.x) {
-    float* const V = all_V + sample * sizes.variables * sizes.width;
-    float* const norms = all_norms + sample * sizes.variables;
     __syncthreads();
-    if (!check_sample(parts, problem, sample, C, reports)) {
-      give_up(problem, out, V, sample);
-      continue;
-    }
-    for (int64_t i = warp; i < sizes.variables; i += kWarps) {
-      uint8_t* const negative =
-          out.negative != nullptr ? out.negative + sample * sizes.variables + i : nullptr;
-      if (lane == 0) norms[i] = 0.0f;
-      if (problem.given(sample, i)) {
-        write_input(V + i * sizes.width, negative, problem, start, sample, i, lane);
-      } else {
-        write_start(V + i * sizes.width, problem, start, sample, i, lane);
-        if (lane == 0 && negative != nullptr) *negative = 0;
-      }
-    }
+    const bool fine = check_sample(parts, problem, sample, scratch.diagonal, reports);
+    write_inputs(problem, start, out, sample, fine);
+    if (!fine) continue;
+    Sample s = scratch.sample<G>(sample, sizes.variables);
+    Pair* const pairs = scratch.pairs + sample * sizes.variables;
+    s.free = list_free(counts, problem, sample, scratch.places_of(sample, sizes.variables), reports.order);
     __syncthreads();
-    const int64_t count = sizes.variables * sizes.width;
-    if constexpr (shared) {
-      for (int64_t at = thread; at < count; at += kThreads) kept[static_cast<int>(at)] = V[at];
-    }
+    start_sample<G>(s, pairs, problem, start, sample);
+    __syncthreads();
     int32_t niter = stop.max_iter;
-    float first = 0.0f;
-    for (int32_t t = 0; t < stop.max_iter; ++t) {
-      float delta = 0.0f;
-      for (int64_t at = 0; at + 1 < sizes.variables; ++at) {
-        const int64_t i = free_at(problem, sample, at, reports.order);
-        if (i == 0) continue;
-        if constexpr (shared) {
-          gather(g, kept, row, parts, C, i, sizes.variables, sizes.width);
-          delta += move_free(kept, g, parts, norms, i, sizes.width);
-        } else {
-          gather(g, V, row, parts, C, i, sizes.variables, sizes.width);
-          delta += move_free(V, g, parts, norms, i, sizes.width);
-        }
-      }
-      delta = block_sum(parts, delta);
-      if (t == 0) {
-        first = delta;
-      } else if (delta < stop.eps * first) {
-        niter = t;
-        break;
-      }
+    if (s.free > 0) {
+      Descend<G> move{stop.eps};
+      niter = run_sweeps<G>(tiles, totals, within, counts, s, move, stop.max_iter);
     }
-    __syncthreads();
-    if constexpr (shared) {
-      for (int64_t at = thread; at < count; at += kThreads) V[at] = kept[static_cast<int>(at)];
-      __syncthreads();
-    }
-    write_outputs(parts, problem, out, V, norms, sample, niter);
+    write_outputs<G>(parts, s, problem, out, sample, niter);
   }
 }
 
 // ---- backward ----
 
-__device__ __forceinline__ float sine_of(const float* v, int64_t width) {
-  float square = 0.0f;
-  for (int64_t c = 1; c < width; ++c) square += v[c] * v[c];
-  return sqrtf(square);
-}
-
-template <class Parts>
-__device__ bool has_gradient(Parts& parts, const Problem& problem, const Backward& from, int64_t sample) {
-  if (!from.official) return true;
+// v in the order of the visits, x = 0 and the slots' constants. True where there is a gradient: always, but
+// for the public code's rule.
+template <class G, class Parts>
+__device__ bool start_adjoint(Parts& parts, const Sample& s, float* v, const Problem& problem,
+                              const Backward& from, int64_t sample) {
   const Sizes& sizes = problem.sizes;
   float lost = 0.0f;
-  for (int64_t i = threadIdx.x; i < sizes.variables; i += kThreads) {
-    if (problem.given(sample, i)) continue;
-    const int64_t at = sample * sizes.variables + i;
-    if (from.norms[at] == 0.0f || sine_of(from.V + at * sizes.width, sizes.width) < kLeastSine) lost = 1.0f;
+  for (int i = warp_of_thread(); i < s.free; i += kWarps) {
+    const int64_t variable = variable_of(s, i, problem), at = sample * sizes.variables + variable;
+    const float* const row = from.V + at * sizes.width;
+    for (int c = lane_of_thread(); c < G::kWidth; c += kWarp) {
+      row_of<G>(s, i)[c] = 0.0f;
+      v[int64_t{i} * G::kWidth + c] = c < sizes.width ? row[c] : 0.0f;
+    }
+    const float square = squared_sine(sizes.width, [&](int64_t c) { return row[c]; });
+    if (lane_of_thread() != 0) continue;
+    const float norm = from.norms[at], sine = sqrtf(square);
+    float slope = 0.0f;
+    if (variable <= sizes.user)
+      slope = from.z_grad[sample * sizes.user + variable - 1] * kInversePi / fmaxf(sine, kLeastSine);
+    const float factor = norm == 0.0f ? 0.0f : -1.0f / (norm + from.prox_lam);
+    s.slots[i] = {{slope * square, -slope * row[0], 0.0f}, factor};  // 1 - v_0^2 without cancellation
+    if (norm == 0.0f || sine < kLeastSine) lost = 1.0f;
   }
-  return block_sum(parts, lost) == 0.0f;
+  return block_sum(parts, lost) == 0.0f || !from.official;
 }
 
-// u_i = -(I - v v^T)(g + bias) / (|g| + prox_lam). All threads of a warp work out what depends on v alone.
-template <class U, class G>
-__device__ void adjust(U& u, const G& g, const Problem& problem, const Backward& from, int64_t sample,
-                       int64_t i) {
+// U (N, kWidth) of a sample, and where `to` is not null gradients of its z.
+template <class G>
+__device__ void write_gradients(const Sample& s, Pair* pairs, float* U, const Problem& problem,
+                                const Backward& from, float* to, int64_t sample, bool has) {
   const Sizes& sizes = problem.sizes;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
-  const float* const v = from.V + (sample * sizes.variables + i) * sizes.width;
-  const float norm = from.norms[sample * sizes.variables + i];
-  __syncthreads();  // g is there
-  float slope = 0.0f, squared_sine = 0.0f;
-  if (i <= sizes.user) {
-    for (int64_t c = lane; c < sizes.width; c += kWarp) squared_sine += c > 0 ? v[c] * v[c] : 0.0f;
-    squared_sine = warp_sum(squared_sine);
-    const float sine = sqrtf(squared_sine);
-    slope = from.z_grad[sample * sizes.user + i - 1] * kInversePi / (sine < kLeastSine ? kLeastSine : sine);
+  for (int64_t at = threadIdx.x; at < sizes.variables * G::kWidth; at += kThreads) U[at] = 0.0f;
+  for (int64_t place = threadIdx.x; place < sizes.variables; place += kThreads) pairs[place] = {0.0f, 0.0f};
+  for (int64_t i = threadIdx.x; to != nullptr && i < sizes.user; i += kThreads)
+    to[sample * sizes.user + i] = 0.0f;
+  __syncthreads();
+  for (int i = warp_of_thread(); i < s.free; i += kWarps) {
+    const float* const x = row_of<G>(s, i);
+    const int64_t variable = variable_of(s, i, problem);
+    for (int c = lane_of_thread(); c < G::kWidth; c += kWarp) U[variable * G::kWidth + c] = x[c];
+    if (lane_of_thread() == 0) pairs[s.places[i]] = {x[0], x[1]};
   }
-  const float first = v[0];
-  const auto with_bias = [&](int64_t c) {
-    return g[static_cast<int>(c)] + (c == 0 ? slope * squared_sine : -slope * first * v[c]);
-  };
-  float along = 0.0f;
-  for (int64_t c = lane; c < sizes.width; c += kWarp) along += with_bias(c) * v[c];
-  along = warp_sum(along);
-  const float factor = norm == 0.0f ? 0.0f : -1.0f / (norm + from.prox_lam);
-  for (int64_t c = thread; c < sizes.width; c += kThreads)
-    u[static_cast<int>(i * sizes.width + c)] = (with_bias(c) - along * v[c]) * factor;
-}
-
-// Gradients of the sample's z: a warp per input.
-__device__ void write_input_gradients(float* to, const Problem& problem, const Backward& from, const float* U,
-                                      const float* C, int64_t sample, bool has) {
-  const Sizes& sizes = problem.sizes;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  for (int64_t i = 1 + warp; i <= sizes.user; i += kWarps) {
+  __syncthreads();
+  if (to == nullptr || !has) return;
+  for (int64_t place = warp_of_thread(); place < sizes.variables; place += kWarps) {
+    const int64_t i = variable_at(problem.order, sizes.variables, place);
+    if (i == 0 || !problem.given(sample, i)) continue;
+    const Pair sum = product_of_row(s.C + place * sizes.variables, pairs, sizes.variables);
+    if (lane_of_thread() != 0) continue;
     const int64_t at = sample * sizes.user + i - 1;
-    if (!has || !problem.given(sample, i)) {
-      if (lane == 0) to[at] = 0.0f;
-      continue;
-    }
-    float one = 0.0f, two = 0.0f;
-    for (int64_t j = lane; j < sizes.variables; j += kWarp) {
-      one += C[i * sizes.variables + j] * U[j * sizes.width];
-      two += C[i * sizes.variables + j] * U[j * sizes.width + 1];
-    }
-    one = warp_sum(one);
-    two = warp_sum(two);
-    if (lane != 0) continue;
     const Circle half = turn(0.5f * problem.z[at]);
     const float cos = kPi * half.cos, sin = kPi * half.sin, grad = from.z_grad[at];
     const float sign = from.negative[sample * sizes.variables + i] != 0 ? -1.0f : 1.0f;
-    to[at] = from.official ? (grad + one) * sin + two * sign * fabsf(cos) * kPi
-                           : grad + one * sin + two * sign * cos;
+    to[at] = from.official ? (grad + sum.first) * sin + sum.second * sign * fabsf(cos) * kPi
+                           : grad + sum.first * sin + sum.second * sign * cos;
   }
 }
 
-template <bool shared>
+// all_U (B, N, kWidth); while a sample is solved its part keeps v of the free variables.
+template <int rows>
 __global__ void __launch_bounds__(kThreads, 2)
     solve_adjoint(const __grid_constant__ Problem problem, const __grid_constant__ Backward from,
-                  float* all_U, const float* C, float* z_grad, DeferredWord* bad_order) {
-  TENFOLD_SHARED(float, kept, Place<shared>::kFloats);
-  TENFOLD_SHARED(float, row, kRowFloats);
-  TENFOLD_SHARED(float, parts, kThreads);
-  TENFOLD_SHARED(float, g, kMostWidth);
+                  float* all_U, const __grid_constant__ Scratch scratch, float* z_grad,
+                  DeferredWord* bad_order) {
+  using G = Group<rows>;
+  TENFOLD_SHARED(Quad, tiles, kWarps * kTileQuads);
+  TENFOLD_SHARED(Quad, totals, kTileQuads);
+  TENFOLD_SHARED(Quad, within, 2 * G::kRows * G::kKeyQuads);
+  TENFOLD_SHARED(float, parts, kWarps);
+  TENFOLD_SHARED(int, counts, kWarps);
   const Sizes& sizes = problem.sizes;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t count = sizes.variables * sizes.width;
   for (int64_t sample = blockIdx.x; sample < sizes.samples; sample += gridDim.x) {
-    float* const U = all_U + sample * count;
     __syncthreads();
-    for (int64_t at = thread; at < count; at += kThreads) {
-      U[at] = 0.0f;
-      if constexpr (shared) kept[static_cast<int>(at)] = 0.0f;
-    }
-    const bool has = has_gradient(parts, problem, from, sample);
+    Sample s = scratch.sample<G>(sample, sizes.variables);
+    float* const U = all_U + sample * sizes.variables * G::kWidth;
+    s.free = list_free(counts, problem, sample, scratch.places_of(sample, sizes.variables), bad_order);
+    __syncthreads();
+    const bool has = start_adjoint<G>(parts, s, U, problem, from, sample);
     const int32_t sweeps = !has ? 0 : from.sweeps < 0 ? from.counts[sample] : from.sweeps;
-    for (int32_t t = 0; t < sweeps; ++t) {
-      for (int64_t at = 0; at + 1 < sizes.variables; ++at) {
-        const int64_t i = free_at(problem, sample, at, bad_order);
-        if (i == 0) continue;
-        if constexpr (shared) {
-          gather(g, kept, row, parts, C, i, sizes.variables, sizes.width);
-          adjust(kept, g, problem, from, sample, i);
-        } else {
-          gather(g, U, row, parts, C, i, sizes.variables, sizes.width);
-          adjust(U, g, problem, from, sample, i);
-        }
-      }
+    __syncthreads();
+    if (sweeps > 0 && s.free > 0) {
+      Adjust<G> move{U};
+      run_sweeps<G>(tiles, totals, within, counts, s, move, sweeps);
     }
     __syncthreads();
-    if constexpr (shared) {
-      for (int64_t at = thread; at < count; at += kThreads) U[at] = kept[static_cast<int>(at)];
-      __syncthreads();
-    }
-    if (z_grad != nullptr) write_input_gradients(z_grad, problem, from, U, C, sample, has);
+    write_gradients<G>(s, scratch.pairs + sample * sizes.variables, U, problem, from, z_grad, sample, has);
   }
 }
 
@@ -580,10 +398,12 @@ void want_width(const Sizes& sizes) {
   }
 }
 
-void start_gram(float* C, const Problem& problem, void* stream) {
+void start_gram(const Scratch& scratch, const Problem& problem, void* stream) {
   const Sizes& sizes = problem.sizes;
-  start_product<kGram>(C, sizes.variables, sizes.variables, sizes.clauses,
-                       {problem.S, problem.S, sizes.variables, sizes.clauses, sizes.width}, stream);
+  start_product<kGram>(scratch.C, sizes.variables, sizes.variables, sizes.clauses,
+                       {problem.S, problem.S, problem.order, scratch.diagonal, sizes.variables, sizes.clauses,
+                        sizes.width, sizes.width},
+                       stream);
 }
 
 DeferredWord* order_word() {
@@ -591,16 +411,27 @@ DeferredWord* order_word() {
   return slot.word();
 }
 
-bool fits_shared(const Sizes& sizes) { return sizes.variables * sizes.width <= kSharedFloats; }
+// The kernel for k, of those for groups of 32, 16, ... 1.
+template <class Kernel>
+Kernel kernel_for(int64_t width, const Kernel (&kernels)[6]) {
+  int at = 0;
+  for (int64_t padded = padded_width(width); padded > kWarp; padded /= 2) ++at;
+  return kernels[at];
+}
+
+using Solve = void (*)(Problem, Start, Stop, State, Scratch, Reports);
+using SolveAdjoint = void (*)(Problem, Backward, float*, Scratch, float*, DeferredWord*);
+constexpr Solve kSolve[] = {solve<32>, solve<16>, solve<8>, solve<4>, solve<2>, solve<1>};
+constexpr SolveAdjoint kSolveAdjoint[] = {solve_adjoint<32>, solve_adjoint<16>, solve_adjoint<8>,
+                                          solve_adjoint<4>,  solve_adjoint<2>,  solve_adjoint<1>};
 
 }  // namespace
 
-int64_t forward_floats(const Sizes& sizes) {
-  return sizes.variables * sizes.variables + sizes.samples * sizes.variables * (sizes.width + 1);
-}
+int64_t forward_floats(const Sizes& sizes) { return Scratch::floats(sizes); }
 
 int64_t backward_floats(const Sizes& sizes) {
-  return 2 * sizes.variables * sizes.variables + sizes.samples * sizes.variables * sizes.width;
+  return Scratch::floats(sizes) +
+         sizes.variables * (sizes.variables + sizes.samples * padded_width(sizes.width));
 }
 
 void draw_order(int32_t* order, int64_t variables, uint64_t seed, Queue queue) {
@@ -620,14 +451,10 @@ void forward(const Problem& problem, const Start& start, const Stop& stop, const
   want_width(sizes);
   if (sizes.samples == 0) return;
   const DeviceGuard guard(queue.device);
-  float* const C = scratch;
-  float* const V = out.V != nullptr ? out.V : C + sizes.variables * sizes.variables;
-  float* const norms = out.norms != nullptr
-                           ? out.norms
-                           : C + sizes.variables * (sizes.variables + sizes.samples * sizes.width);
-  start_gram(C, problem, queue.stream);
+  const Scratch parts(scratch, sizes);
+  start_gram(parts, problem, queue.stream);
   launch(queue.stream, grid_for(sizes.samples, kBlocksPerMultiprocessor), kThreads,
-         fits_shared(sizes) ? solve<true> : solve<false>, problem, start, stop, out, V, norms, C,
+         kernel_for(sizes.width, kSolve), problem, start, stop, out, parts,
          Reports{wrong_S.word(), wrong_z.word(), all_inputs.word(), order_word()});
 }
 
@@ -636,20 +463,23 @@ void backward(const Problem& problem, const Backward& from, const Gradients& out
   const Sizes& sizes = problem.sizes;
   want_width(sizes);
   const DeviceGuard guard(queue.device);
-  float* const C = scratch;
-  float* const M = C + sizes.variables * sizes.variables;
+  const Scratch parts(scratch, sizes);
+  float* const M = parts.C + sizes.variables * sizes.variables;
   float* const U = M + sizes.variables * sizes.variables;
   if (sizes.samples > 0) {
-    start_gram(C, problem, queue.stream);
+    start_gram(parts, problem, queue.stream);
     launch(queue.stream, grid_for(sizes.samples, kBlocksPerMultiprocessor), kThreads,
-           fits_shared(sizes) ? solve_adjoint<true> : solve_adjoint<false>, problem, from, U, C, out.z,
-           order_word());
+           kernel_for(sizes.width, kSolveAdjoint), problem, from, U, parts, out.z, order_word());
   }
   if (out.S == nullptr) return;
   start_product<kOuter>(M, sizes.variables, sizes.variables, sizes.samples * sizes.width,
-                        {U, from.V, sizes.variables, sizes.clauses, sizes.width}, queue.stream);
+                        {U, from.V, problem.order, nullptr, sizes.variables, sizes.clauses, sizes.width,
+                         padded_width(sizes.width)},
+                        queue.stream);
   start_product<kGradient>(out.S, sizes.variables, sizes.clauses, sizes.variables,
-                           {M, problem.S, sizes.variables, sizes.clauses, sizes.width}, queue.stream);
+                           {M, problem.S, problem.order, nullptr, sizes.variables, sizes.clauses, sizes.width,
+                            padded_width(sizes.width)},
+                           queue.stream);
 }
 
 }  // namespace tenfold::mixing::cuda

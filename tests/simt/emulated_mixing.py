@@ -12,8 +12,8 @@ from tenfold.ops.mixing import Solution, mixing, mixing_backward, mixing_forward
 
 fake_cupy.install()
 
-# (samples, n, aux, m, k): one sample, odd sizes, more samples than blocks, rows beyond one piece (1024
-# variables), V beyond shared memory, wide and narrow vectors.
+# (samples, n, aux, m, k): one sample, odd sizes, more samples than blocks, more variables than threads, wide
+# and narrow vectors.
 SIZES = [
     (1, 1, 0, 1, 2),
     (3, 5, 2, 4, 5),
@@ -95,6 +95,26 @@ def test_backward(sizes, compat):
         near(mine, other)
     fewer = mixing_backward(on_gpu(S), on_gpu(z), on_gpu(is_input), there, on_gpu(grad), sweeps=1)
     near(fewer[1], mixing_backward(S, z, is_input, solution, grad, sweeps=1)[1])
+
+
+@pytest.mark.parametrize(
+    ("k", "group"),
+    [(2, 32), (31, 32), (32, 32), (33, 16), (64, 16), (65, 8), (200, 4), (257, 2), (600, 1), (1024, 1)],
+)
+def test_groups_of_free_variables(k, group):
+    # A GPU visits as many together; all but one variable given, whole groups, and one variable more or less.
+    free = sorted({1, 2, max(1, group - 1), group, group + 1, 2 * group, 2 * group + 1, 3 * group})
+    S, z, is_input = problem(len(free), 3 * group + 2, 0, 7)
+    for count, row in zip(free, is_input, strict=True):
+        row[:] = np.random.default_rng(count).permutation(row.size) >= count
+    solution = mixing_forward(S, z, is_input, k=k, max_iter=3, eps=0.0)
+    arrays = [on_gpu(x) for x in (S, z, is_input)]
+    same(mixing_forward(*arrays, k=k, max_iter=3, eps=0.0), solution)
+    grad = np.random.default_rng(3).standard_normal(z.shape).astype(np.float32)
+    want = mixing_backward(S, z, is_input, solution, grad)
+    got = mixing_backward(*arrays, Solution(*map(on_gpu, solution)), on_gpu(grad))
+    for mine, other in zip(got, want, strict=True):
+        near(mine, other)
 
 
 def test_variables_that_nothing_moves():

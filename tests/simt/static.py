@@ -296,10 +296,8 @@ WORK = (
     ),
     Work("rank_variables", "mixing: order of the visits", 4 * _V, _V * _V),
     Work("multiply<0>", "its products S S^T", 4 * (_V * _M + _V * _V), 2 * _V * _V * _M),
-    Work("solve<false>", "mixing", 4 * (_V * _V + _P * _V * _W), 2 * _P * _S * _L * _L * _W),
-    Work(
-        "solve_adjoint<false>", "its gradient", 4 * (_V * _V + 3 * _P * _V * _W), 2 * _P * _S * _L * _L * _W
-    ),
+    Work("solve<32>", "mixing", 4 * (_V * _V + _P * _V * _W), 2 * _P * _S * _L * _L * _W),
+    Work("solve_adjoint<32>", "its gradient", 4 * (_V * _V + 3 * _P * _V * _W), 2 * _P * _S * _L * _L * _W),
     Work("multiply<1>", "sum of U V^T", 4 * (2 * _P * _V * _W + _V * _V), 2 * _P * _V * _V * _W),
     Work("multiply<2>", "gradient of S", 4 * (_V * _V + 2 * _V * _M), 2 * _V * _V * _M),
     Work("reduce_pieces<float, 0>", "log_quantify of a, b and c", 4 * (_F * _F + 3 * _F), 30 * _F * _F),

@@ -4,6 +4,7 @@
 // threads as a fiber; the schedule comes from a seed. What this can show and what it cannot: docs/gpu.md.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -254,6 +255,7 @@ inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
 inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(static_cast<unsigned>(value)); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __uint_as_float(unsigned bits) { return simt::from_bits<float>(bits); }
 inline unsigned __float_as_uint(float value) { return static_cast<unsigned>(simt::to_bits(value)); }
 inline unsigned __umulhi(unsigned a, unsigned b) {
