@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import machine
+from memory import peak_mib
 
 Call = Callable[[], Any]
 
@@ -87,17 +88,23 @@ Compare = Callable[..., None]
 
 @pytest.fixture
 def compare(benchmark: Any) -> Iterator[Compare]:
-    """`compare(calls, threads=1, error=0.0, targets={...}, **row)`: one row of the table.
+    """`compare(calls, threads=1, error=0.0, targets={...}, memory=(), **row)`: one row of the table.
 
     `calls` maps names to functions, "tenfold" among them. `targets` maps an alternative's name to a pair
     (title, limit): the ratio of its time to tenfold's is wanted at least so large, or, for a negative limit,
     tenfold's time at most -limit times its. The alternative "seconds" stands for a limit in seconds.
+    `memory` names the calls whose peak of memory is measured.
     """
 
-    def run(calls: dict[str, Call], threads: int = 1, error: float = 0.0, **row: Any) -> None:
+    def run(
+        calls: dict[str, Call], threads: int = 1, error: float = 0.0, memory: Iterable[str] = (), **row: Any
+    ) -> None:
         with one_thread(threads):
             best = race(calls)
-            benchmark.extra_info.update(row | {"threads": threads, "error": error, "seconds": best})
+            peaks = {name: peak_mib(calls[name]) for name in memory}
+            held = {name: peak for name, peak in peaks.items() if peak is not None}
+            measured = {"threads": threads, "error": error, "seconds": best, "mib": held}
+            benchmark.extra_info.update(row | measured)
             benchmark.pedantic(calls[TENFOLD], rounds=MIN_ROUNDS)
 
     yield run

@@ -61,11 +61,11 @@ def test_help_of_a_verb(verb, capsys):
     [
         (["trian", "microdit"], "unknown command 'trian' (did you mean train?); see tenfold --help"),
         (["--verbose"], "unknown command '--verbose'; see tenfold --help"),
-        (["train"], "tenfold train wants a method first, one of: microdit, satnet"),
-        (["train", "--budget", "1m"], "tenfold train wants a method first, one of: microdit, satnet"),
+        (["train"], "tenfold train wants a method first, one of: microdit, satnet, ltn"),
+        (["train", "--budget", "1m"], "tenfold train wants a method first, one of: microdit, satnet, ltn"),
         (
             ["train", "microdot"],
-            "unknown method 'microdot' (did you mean microdit?); there are: microdit, satnet",
+            "unknown method 'microdot' (did you mean microdit?); there are: microdit, satnet, ltn",
         ),
         (["info", "--all"], "unexpected argument '--all'; tenfold info takes none"),
     ],

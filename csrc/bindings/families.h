@@ -8,6 +8,7 @@ namespace tenfold::bindings {
 void bind_activation(pybind11::module_& module);
 void bind_adaln(pybind11::module_& module);
 void bind_attention(pybind11::module_& module);
+void bind_fuzzy(pybind11::module_& module);
 void bind_mixing(pybind11::module_& module);
 void bind_moe(pybind11::module_& module);
 void bind_patches(pybind11::module_& module);

@@ -100,6 +100,7 @@ PYBIND11_MODULE(_core, module) {
   bindings::bind_activation(module);
   bindings::bind_adaln(module);
   bindings::bind_attention(module);
+  bindings::bind_fuzzy(module);
   bindings::bind_mixing(module);
   bindings::bind_moe(module);
   bindings::bind_patches(module);

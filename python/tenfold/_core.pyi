@@ -4,7 +4,7 @@ Compiled kernels of tenfold. Use tenfold.ops instead: it documents and checks.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['activate', 'activate_backward', 'adaln_backward', 'adaln_forward', 'attention_backward', 'attention_forward', 'build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'experts_backward', 'experts_forward', 'gather_patches', 'is_plain', 'isa', 'isas_compiled', 'isas_supported', 'keep_freed_memory', 'keep_ids_from_ranks', 'last_level_cache', 'mixing_backward', 'mixing_forward', 'moe_combine', 'moe_combine_backward', 'moe_dispatch', 'norm_rows', 'norm_rows_backward', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'route_backward', 'route_expert_choice', 'route_ids', 'route_topk', 'sanitizers', 'synchronize', 'threads']
+__all__: list[str] = ['activate', 'activate_backward', 'adaln_backward', 'adaln_forward', 'atom_logits', 'atom_logits_backward', 'attention_backward', 'attention_forward', 'build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'experts_backward', 'experts_forward', 'fuzzy_quantify', 'fuzzy_quantify_backward', 'fuzzy_segments', 'fuzzy_segments_backward', 'gather_patches', 'is_plain', 'isa', 'isas_compiled', 'isas_supported', 'keep_freed_memory', 'keep_ids_from_ranks', 'last_level_cache', 'logmatmul', 'logmatmul_backward', 'mixing_backward', 'mixing_forward', 'moe_combine', 'moe_combine_backward', 'moe_dispatch', 'norm_rows', 'norm_rows_backward', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'route_backward', 'route_expert_choice', 'route_ids', 'route_topk', 'sanitizers', 'synchronize', 'threads']
 def activate(x: typing.Any, out: typing.Any, activation: str, gated: bool) -> None:
     """
     out = f(x), or, where gated, f of the first half of each row times the second.
@@ -20,6 +20,14 @@ def adaln_backward(x: typing.Any, statistics: typing.Any, branch: typing.Any, ga
 def adaln_forward(x: typing.Any, branch: typing.Any, gate: typing.Any, shift: typing.Any, scale: typing.Any, weight: typing.Any, bias: typing.Any, eps: typing.SupportsFloat | typing.SupportsIndex, residual: typing.Any, h: typing.Any, statistics: typing.Any) -> None:
     """
     residual = x + gate branch, h = its modulated normalisation; None for what is absent.
+    """
+def atom_logits(z: typing.Any, softmax: bool, index: typing.Any, log: typing.Any, nlog: typing.Any) -> None:
+    """
+    log P and log(1 - P) from logits.
+    """
+def atom_logits_backward(log_grad: typing.Any, nlog_grad: typing.Any, z: typing.Any, softmax: bool, index: typing.Any, z_grad: typing.Any) -> None:
+    """
+    The gradient of the logits.
     """
 def attention_backward(q: typing.Any, k: typing.Any, v: typing.Any, q_offsets: typing.Any, k_offsets: typing.Any, key_mask: typing.Any, scale: typing.SupportsFloat | typing.SupportsIndex, statistics: typing.Any, out_grad: typing.Any, grads: typing.Any) -> None:
     """
@@ -65,6 +73,22 @@ def experts_forward(x: typing.Any, token_ids: typing.Any, offsets: typing.Any, w
     """
     Each expert's network on its rows; biases and hidden may be None.
     """
+def fuzzy_quantify(operands: tuple[typing.Any, ...], guards: tuple[typing.Any, ...], axes: str, kept: str, formula: str, quantifier: str, relation: str, numbers: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], out: typing.Any, state: typing.Any) -> None:
+    """
+    The quantifier of a formula over axes; state, where given, is kept for the backward pass.
+    """
+def fuzzy_quantify_backward(grad: typing.Any, state: typing.Any, operands: tuple[typing.Any, ...], guards: tuple[typing.Any, ...], axes: str, kept: str, formula: str, quantifier: str, relation: str, numbers: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], grads: tuple[typing.Any, ...], add_to: collections.abc.Sequence[bool]) -> None:
+    """
+    Gradients of the operands, None where not wanted; added to what is there where add_to says so.
+    """
+def fuzzy_segments(values: typing.Any, row_ptr: typing.Any, quantifier: str, numbers: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], out: typing.Any, state: typing.Any) -> None:
+    """
+    The quantifier of each segment of values.
+    """
+def fuzzy_segments_backward(grad: typing.Any, state: typing.Any, values: typing.Any, row_ptr: typing.Any, quantifier: str, numbers: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], values_grad: typing.Any) -> None:
+    """
+    The gradient of the values.
+    """
 def gather_patches(x: typing.Any, keep_ids: typing.Any, out: typing.Any) -> typing.Any:
     """
     NotImplemented where torch has more to do than to run the kernel.
@@ -96,6 +120,14 @@ def keep_ids_from_ranks(restore_ids: typing.Any, keep_ids: typing.Any) -> None:
 def last_level_cache() -> int:
     """
     Bytes of last-level cache.
+    """
+def logmatmul(a: typing.Any, b: typing.Any, alpha: typing.SupportsFloat | typing.SupportsIndex, mean: bool, out: typing.Any) -> None:
+    """
+    log(sum or mean of exp(alpha (a + b))) / alpha over the shared axis of two batches of matrices.
+    """
+def logmatmul_backward(grad: typing.Any, a: typing.Any, b: typing.Any, alpha: typing.SupportsFloat | typing.SupportsIndex, mean: bool, a_grad: typing.Any, b_grad: typing.Any) -> None:
+    """
+    Gradients of both, None: not wanted.
     """
 def mixing_backward(S: typing.Any, z: typing.Any, is_input: typing.Any, solution: typing.Any, z_grad: typing.Any, prox_lam: typing.SupportsFloat | typing.SupportsIndex, sweeps: typing.SupportsInt | typing.SupportsIndex, official: bool, S_grad: typing.Any, input_grad: typing.Any) -> None:
     """

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """One operation on one shape; `seconds` maps each alternative, tenfold too, to its fastest time."""
+    """One operation on one shape; `seconds` maps each alternative, tenfold too, to its fastest time.
+
+    `mib`, where it was measured, maps them to the memory that a call holds at most beyond its inputs.
+    """
 
     op: str
     shape: str
@@ -140,6 +143,7 @@ class Row:
     error: float
     seconds: dict[str, float]
     targets: dict[str, tuple[str, float]]
+    mib: dict[str, float] = field(default_factory=dict)
 
     def ratios(self) -> dict[str, float]:
         """Time of each alternative over tenfold's."""
@@ -152,7 +156,7 @@ def _rows(report: dict[str, Any]) -> list[Row]:
     for entry in report["benchmarks"]:
         if "seconds" in entry["extra_info"]:
             info = entry["extra_info"]
-            rows.append(Row(**{name: info[name] for name in Row.__dataclass_fields__}))
+            rows.append(Row(**{name: info[name] for name in Row.__dataclass_fields__ if name in info}))
     return rows
 
 
@@ -201,6 +205,9 @@ def render(rows: list[Row], machine: dict[str, Any]) -> str:
     for op in dict.fromkeys(row.op for row in rows):
         mine = [row for row in rows if row.op == op]
         parts.append(f"### {op}\n\n{_table(*_op_table(mine))}")
+        if any(row.mib for row in mine):
+            title = "Memory that a call holds at most, beyond its inputs, in MiB:"
+            parts.append(f"{title}\n\n{_table(*_memory_table(mine))}")
     return "\n\n".join(parts)
 
 
@@ -232,6 +239,16 @@ def _op_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
         start = [row.shape, row.dtype, row.regime, str(row.threads)]
         body.append([*start, _time(row.seconds[TENFOLD]), f"{row.error:.1g}", *cells])
     return head, body
+
+
+def _memory_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    names = list(dict.fromkeys(name for row in rows for name in row.mib))
+    body = []
+    for row in rows:
+        if row.mib:
+            cells = [f"{row.mib[name]:.1f}" if name in row.mib else "" for name in names]
+            body.append([row.shape, row.dtype, str(row.threads), *cells])
+    return ["shape", "type", "threads", *names], body
 
 
 def _time(seconds: float) -> str:

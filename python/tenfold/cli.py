@@ -15,7 +15,11 @@ from tenfold.errors import UserError
 
 # A method's package has COMMANDS: dict[str, Callable[[list[str]], int]], from verb to a function of the
 # arguments after the method's name that returns the exit status.
-METHODS = {"microdit": "tenfold.methods.microdit", "satnet": "tenfold.methods.satnet"}
+METHODS = {
+    "microdit": "tenfold.methods.microdit",
+    "satnet": "tenfold.methods.satnet",
+    "ltn": "tenfold.methods.ltn",
+}
 
 VERBS = {
     "train": "train a method from scratch, or go on with --resume RUN",

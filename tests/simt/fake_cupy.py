@@ -59,6 +59,9 @@ class ndarray:  # noqa: N801
     def __getitem__(self, index):
         return ndarray(self.host[index], self.device_id)
 
+    def reshape(self, *shape):
+        return ndarray(self.host.reshape(*shape), self.device_id)
+
     def astype(self, dtype):
         return ndarray(self.host.astype(dtype), self.device_id)
 
@@ -88,8 +91,12 @@ ndarray.__module__ = "cupy"
 def empty(shape, dtype=np.float64):
     """Memory of ones (NaN), so that what a kernel leaves out is seen."""
     array = np.empty(shape, dtype)
-    array.view(np.uint8).reshape(-1)[:] = 0xFF if array.size else 0
+    array.reshape(-1).view(np.uint8)[:] = 0xFF
     return ndarray(array, _device)
+
+
+def broadcast_to(array, shape):
+    return ndarray(np.broadcast_to(array.host, shape), array.device_id)
 
 
 class Device:
@@ -117,7 +124,7 @@ def set_stream(pointer):
 def install():
     """Put this module in cupy's place."""
     module = types.ModuleType("cupy")
-    module.ndarray, module.empty = ndarray, empty
+    module.ndarray, module.empty, module.broadcast_to = ndarray, empty, broadcast_to
     module.cuda = types.SimpleNamespace(
         Device=Device, get_current_stream=lambda device=None: types.SimpleNamespace(ptr=_stream)
     )

@@ -197,7 +197,9 @@ _CHUNKS = _N // 32
 """Parts in which the rows of a sample are added up: csrc/adaln/adaln.h."""
 _HEADS = _D // 64
 # Sudoku 9x9 in mixing: samples, variables, clauses, width of vectors, free variables, sweeps.
-_P, _V, _M, _W, _F, _S = 40, 1030, 600, 32, 705, 32
+_P, _V, _M, _W, _L, _S = 40, 1030, 600, 32, 705, 32
+_F = 4096
+"""Rows and columns of the table of truth values in fuzzy's formulas."""
 # Operations of an element, about: what CUDA's erfcf, expf and division come to.
 _GELU, _SILU = 40, 20
 
@@ -294,10 +296,18 @@ WORK = (
     ),
     Work("rank_variables", "mixing: order of the visits", 4 * _V, _V * _V),
     Work("multiply<0>", "its products S S^T", 4 * (_V * _M + _V * _V), 2 * _V * _V * _M),
-    Work("solve<32>", "mixing", 4 * (_V * _V + _P * _V * _W), 2 * _P * _S * _F * _F * _W),
-    Work("solve_adjoint<32>", "its gradient", 4 * (_V * _V + 3 * _P * _V * _W), 2 * _P * _S * _F * _F * _W),
+    Work("solve<32>", "mixing", 4 * (_V * _V + _P * _V * _W), 2 * _P * _S * _L * _L * _W),
+    Work("solve_adjoint<32>", "its gradient", 4 * (_V * _V + 3 * _P * _V * _W), 2 * _P * _S * _L * _L * _W),
     Work("multiply<1>", "sum of U V^T", 4 * (2 * _P * _V * _W + _V * _V), 2 * _P * _V * _V * _W),
     Work("multiply<2>", "gradient of S", 4 * (_V * _V + 2 * _V * _M), 2 * _V * _V * _M),
+    Work("reduce_pieces<float, 0>", "log_quantify of a, b and c", 4 * (_F * _F + 3 * _F), 30 * _F * _F),
+    Work("reduce_gradient<float, 0>", "its gradient of c", 4 * (2 * _F * _F + 4 * _F), 40 * _F * _F),
+    Work("reduce_pieces<float, 1>", "log_quantify, or", 4 * (_F * _F + 2 * _F), 90 * _F * _F),
+    Work("reduce_gradient<float, 1>", "its gradient of r", 4 * (2 * _F * _F + 2 * _F), 90 * _F * _F),
+    Work("reduce_pieces<float, 2>", "fuzzy_quantify of an implication", 4 * (_F * _F + 2 * _F), 20 * _F * _F),
+    Work("reduce_gradient<float, 2>", "its gradient of r", 4 * (2 * _F * _F + 2 * _F), 40 * _F * _F),
+    Work("sigmoid_atoms<float>", "atom_logits", 4 * 3 * _F * _F, 40 * _F * _F),
+    Work("multiply_logs<float>", "logmatmul", 4 * 3 * _F * _F, 25 * _F * _F * _F),
 )
 
 
@@ -329,9 +339,9 @@ def table(architecture: str = "sm_90a") -> str:
     notes = (
         f"The shape is {_B} samples of {_N} tokens of {_D} float32, a quarter of the tokens kept, or each "
         f"sent to 2 of {_E} experts (or as many rows by expert choice); attention has {_HEADS} heads, every "
-        "token kept, and its time is that of float32 arithmetic; for mixing it is "
-        f"{_P} Sudoku boards of {_V} variables, {_F} of them free, {_M} clauses and width {_W}, in {_S} "
-        "sweeps. Registers and shared memory are "
+        f"token kept, and its time is that of float32 arithmetic; the tables of fuzzy are {_F} by {_F}; "
+        f"for mixing it is {_P} Sudoku boards of {_V} variables, {_L} of them free, {_M} clauses and width "
+        f"{_W}, in {_S} sweeps. Registers and shared memory are "
         f"those for {architecture}. Checks, for {', '.join(ARCHITECTURES)}: no spilled register, no local "
         f"memory, at most {REGISTER_LIMIT} registers and {SHARED_LIMIT >> 10} KiB of shared memory, no "
         "compare-and-swap loop, loads and stores of 16 bytes where rows allow them. Of all "

@@ -1,0 +1,143 @@
+// Vectors of numbers as the fuzzy kernels use them: registers of float, and double one by one, under one set
+// of names. Rows are as long as a whole number of vectors.
+#pragma once
+
+#include <cstdint>
+
+#include "core/bfloat16.h"
+#include "core/level.h"
+#include "core/simd.h"
+#include "core/vecmath.h"
+#include "fuzzy/state.h"
+
+namespace tenfold::fuzzy {
+namespace TENFOLD_LEVEL {
+
+template <class N>
+struct LanesOf;
+template <>
+struct LanesOf<float> {
+  using Type = Floats;
+  static constexpr int count = kFloatLanes;
+};
+template <>
+struct LanesOf<double> {
+  using Type = double;
+  static constexpr int count = 1;
+};
+template <class N>
+using Lanes = typename LanesOf<N>::Type;
+template <class N>
+inline constexpr int kLanes = LanesOf<N>::count;
+
+inline Floats read(const float* from) { return load(from); }
+inline double read(const double* from) { return *from; }
+inline void write(float* to, Floats value) { store(to, value); }
+inline void write(double* to, double value) { *to = value; }
+
+inline Floats splat(float x) { return Floats{} + x; }
+inline double splat(double x) { return x; }
+
+inline Floats larger(Floats bound, Floats x) { return greater_of(bound, x); }
+inline double larger(double bound, double x) { return bound > x ? bound : x; }
+inline Floats smaller(Floats bound, Floats x) { return bound < x ? bound : x; }
+inline double smaller(double bound, double x) { return bound < x ? bound : x; }
+
+// 2^x for x <= 0 or barely above.
+inline Floats power_of_two(Floats x) { return exp2_of_negative(x); }
+inline double power_of_two(double x) { return __builtin_exp2(x); }
+
+// 1 / x for x from 2^-100 to 2^100.
+inline Floats inverse(Floats x) { return reciprocal(x); }
+inline double inverse(double x) { return 1.0 / x; }
+
+// ln x for normal x > 0, to 1e-7 or 1e-7 of its value; NaN and infinity give NaN. The reduction to a fraction
+// from sqrt(1/2) to sqrt(2) and the polynomial are those of S. Moshier's Cephes library (logf).
+inline Floats natural_log(Floats x) {
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr int32_t kRootHalf = 0x3f3504f3, kSignAndExponent = static_cast<int32_t>(0xff800000u);
+  const Ints bits = reinterpret_cast<Ints>(x);
+  const Ints exponent = (bits - kRootHalf) & kSignAndExponent;  // of the fraction, moved up by 23 bits
+  const Floats r = reinterpret_cast<Floats>(bits - exponent) - 1.0f;
+  const Floats n = __builtin_convertvector(exponent >> 23, Floats);
+  constexpr float kCoefficients[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                                     -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                                     2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
+  Floats p = splat(kCoefficients[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < 9; ++i) p = p * r + kCoefficients[i];
+  const Floats square = r * r;
+  const Floats result = (r + (p * (r * square) + (n * kLn2Low - 0.5f * square))) + n * kLn2High;
+  return result + (x - x);
+}
+inline double natural_log(double x) { return __builtin_log(x); }
+
+// The same from 0 on: -inf there, and numbers that are not normal count as the least that is.
+inline Floats log_from_zero(Floats x) {
+  constexpr float kLeast = 1.17549435e-38f;
+  const Floats value = natural_log(larger(splat(kLeast), x));
+  return x > 0.0f ? value : splat(-kInfinity);
+}
+inline double log_from_zero(double x) { return x > 0.0 ? __builtin_log(x) : -static_cast<double>(kInfinity); }
+
+// Whether any lane is below a bound, or no number.
+inline bool any_below(Floats x, float bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(bound), _CMP_NGE_UQ) != 0;
+#elif defined(__AVX2__)
+  const __m256 below = _mm256_cmp_ps(reinterpret_cast<__m256>(x), _mm256_set1_ps(bound), _CMP_NGE_UQ);
+  return _mm256_movemask_ps(below) != 0;
+#elif defined(__x86_64__)
+  return _mm_movemask_ps(_mm_cmpnge_ps(reinterpret_cast<__m128>(x), _mm_set1_ps(bound))) != 0;
+#else
+  for (int i = 0; i < kFloatLanes; ++i) {
+    if (!(x[i] >= bound)) return true;
+  }
+  return false;
+#endif
+}
+inline bool any_below(double x, double bound) { return !(x >= bound); }
+
+inline float total(Floats x) { return sum_of(x); }
+inline double total(double x) { return x; }
+inline float greatest(Floats x) { return max_of(x); }
+inline double greatest(double x) { return x; }
+
+// Below this a sum of exponentials, the largest of a tile being 1, is computed again with its own largest.
+inline constexpr float kTiny(float) { return 1e-30f; }
+inline constexpr double kTiny(double) { return 1e-280; }
+
+template <class N>
+int64_t padded(int64_t count) {
+  return (count + kLanes<N> - 1) / kLanes<N> * kLanes<N>;
+}
+
+// ---- rows ----
+
+template <class N>
+void fill(N* row, int64_t width, N value) {
+  for (int64_t j = 0; j < width; j += kLanes<N>) write(row + j, splat(value));
+}
+
+template <class N>
+N row_max(const N* row, int64_t width) {
+  Lanes<N> most = splat(static_cast<N>(-kInfinity));
+  for (int64_t j = 0; j < width; j += kLanes<N>) most = larger(most, read(row + j));
+  return greatest(most);
+}
+
+// The sum of f of each vector of a row, in two chains of additions.
+template <class N, class F>
+double row_total(int64_t width, F&& f) {
+  Lanes<N> even{}, odd{};
+  int64_t j = 0;
+  for (; j + 2 * kLanes<N> <= width; j += 2 * kLanes<N>) {
+    even += f(j);
+    odd += f(j + kLanes<N>);
+  }
+  if (j < width) even += f(j);
+  return total(even + odd);
+}
+
+}  // namespace TENFOLD_LEVEL
+}  // namespace tenfold::fuzzy

@@ -1,0 +1,299 @@
+"""Knowledge bases: axioms, groundings by name, queries, entailment, warnings and errors."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from tenfold.logic import (
+    Axiom,
+    Const,
+    Domain,
+    Exists,
+    Forall,
+    FormulaError,
+    Func,
+    Goedel,
+    KnowledgeBase,
+    Linear,
+    LogMeanExp,
+    LogProduct,
+    LogSumExp,
+    Lukasiewicz,
+    PMean,
+    Pred,
+    Prop,
+    StableProduct,
+    Stepwise,
+    TrivialOptimumWarning,
+    Var,
+    brave,
+    refute,
+)
+
+x, y = Var("x"), Var("y")
+P, Q, R = Pred("P", 1), Pred("Q", 1), Pred("R", 2)
+MEAN = Lukasiewicz(exists=PMean(1))
+
+
+def quiet(*axioms, semantics=MEAN, **settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return KnowledgeBase(*axioms, **settings).compile(semantics)
+
+
+def test_axioms_have_names_weights_and_degrees():
+    p, q = torch.tensor([0.2, 0.4]), torch.tensor([1.0, 0.5])
+    knowledge = KnowledgeBase(
+        Axiom(Forall[x](P(x)), weight=3.0), Axiom(Forall[x](~Q(x)), name="never"), sometimes="exists x: Q(x)"
+    )
+    found = knowledge.compile(MEAN)(P=p, Q=q)
+    assert list(found.axioms) == ["forall x: P(x)", "never", "sometimes"]
+    torch.testing.assert_close(found.axioms["never"], torch.tensor(0.25))
+    torch.testing.assert_close(found.total, torch.tensor((3 * 0.3 + 0.25 + 0.75) / 5))
+    torch.testing.assert_close(found.loss, 1 - found.total)
+
+
+def test_the_total_of_the_stable_product_is_a_power_mean_of_errors():
+    p = torch.tensor([0.2, 0.9])
+    found = quiet("forall x: P(x)", "exists x: P(x)", semantics=StableProduct(1, 1, eps=0.0, p_total=2))(P=p)
+    error = torch.tensor([1 - 0.55, 1 - 0.55]).square().mean().sqrt()
+    torch.testing.assert_close(found.total, 1 - error)
+
+
+def test_in_log_space_the_loss_is_minus_the_logarithm():
+    p = torch.tensor([0.5, 0.25])
+    found = quiet("forall x: P(x)", semantics=LogProduct())(P=p)
+    torch.testing.assert_close(found.total, torch.tensor(0.125).sqrt())
+    torch.testing.assert_close(found.loss, -torch.tensor(0.125).sqrt().log())
+
+
+def test_modules_and_trainable_constants_are_parameters():
+    network = nn.Linear(2, 1)
+    F = Pred("F", 1, gives="logits", grounding=network)
+    anna, bert = Const("anna", torch.zeros(2), trainable=True), torch.ones(2)
+    # A product: the Lukasiewicz conjunction has no gradient where it is 0, which it often is by chance.
+    module = quiet(F(anna) & ~F(Const("bert", bert)), semantics=StableProduct(eps=0.0))
+    assert {id(p) for p in module.parameters()} == {id(anna.value), *(id(p) for p in network.parameters())}
+    parameters = [anna.value, *network.parameters()]
+    found = torch.autograd.grad(module().loss, parameters)
+    truth = network(anna.value).sigmoid() * (1 - network(bert).sigmoid())
+    for mine, want in zip(found, torch.autograd.grad(1 - truth.squeeze(), parameters), strict=True):
+        torch.testing.assert_close(mine, want)
+        assert mine.abs().sum() > 0
+
+
+def test_tables_are_indexed_by_constants_integers_and_functions():
+    table = torch.rand(4, 4)
+    father = torch.tensor([1, 2, 3, 3])
+    k, f = Const("k", 2), Func("f", 1)
+    module = quiet("Z | ~Z")
+    torch.testing.assert_close(module.truth(R(k, x), R=table), table[2])
+    torch.testing.assert_close(module.truth(R(x, f(x)), R=table, f=father), table[range(4), father])
+    rows = torch.tensor([3, 0, 3])
+    torch.testing.assert_close(module.truth(R(x, y), R=table, x=rows), table[rows])
+
+
+def test_queries_of_truth_value_and_unseen_individuals():
+    network = nn.Sequential(nn.Linear(3, 1), nn.Sigmoid())
+    people = Domain("people")
+    module = quiet("forall v in people: G(v)", symbols=[Pred("G", people)])
+    seen, unseen = torch.randn(5, 3), torch.randn(7, 3)
+    v = Var("v", people)
+    torch.testing.assert_close(module(people=seen, G=network).total, network(seen).mean())
+    torch.testing.assert_close(
+        module.truth("forall v in people: G(v)", people=unseen, G=network), network(unseen).mean()
+    )
+    torch.testing.assert_close(
+        module.truth(Pred("G", people)(v), people=unseen, G=network), network(unseen)[:, 0]
+    )
+    torch.testing.assert_close(module.truth("G(w)", w=unseen, G=network), network(unseen)[:, 0])
+    with pytest.raises(FormulaError, match="w is neither bound"):
+        module.truth("G(w)", people=unseen, G=network)
+    doubled = Func("double", 1, grounding=lambda rows: 2 * rows)
+    torch.testing.assert_close(module.value(doubled(v), people=unseen), 2 * unseen)
+    torch.testing.assert_close(module.value(Var("i") + 1, i=4), torch.arange(4) + 1)
+
+
+def test_free_axes_are_in_the_order_of_the_formula():
+    table = torch.rand(3, 4)
+    module = quiet("Z | ~Z")
+    assert module.truth(Q(y) & R(x, y), Q=torch.rand(4), R=table).shape == (4, 3)
+    assert module.truth(R(x, y) & Q(y), Q=torch.rand(4), R=table).shape == (3, 4)
+
+
+def test_a_network_sees_rows_and_a_softmax_its_class():
+    network = nn.Linear(2, 5)
+    C = Pred("C", 2, gives="softmax")
+    features = torch.randn(6, 2)
+    module = quiet("Z | ~Z")
+    wanted = network(features).softmax(-1)
+    torch.testing.assert_close(module.truth(C(x, y), C=network, x=features), wanted)
+    torch.testing.assert_close(module.truth(C(x, 3), C=network, x=features), wanted[:, 3])
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    a, b = Var("a", axis="pair"), Var("b", axis="pair")
+    found = module.truth(C(a, b), C=network, a=features, b=labels)
+    torch.testing.assert_close(found, wanted[range(6), labels])
+
+
+def test_a_guard_is_a_mask_an_index_list_or_a_comparison():
+    table = torch.rand(4, 4, dtype=torch.float64)
+    mask = torch.rand(4, 4) < 0.5
+    wanted = table[mask].mean()
+    pairs = mask.nonzero()
+    formula = "forall x, y where M(x, y): R(x, y)"
+    torch.testing.assert_close(quiet(formula)(R=table, M=mask).total, wanted)
+    torch.testing.assert_close(quiet(formula)(R=table, M=pairs).total, wanted)
+    below = torch.ones(4, 4).triu(1).bool()
+    torch.testing.assert_close(quiet("forall x, y where x < y: R(x, y)")(R=table).total, table[below].mean())
+
+
+@pytest.mark.parametrize("count", [3, 25])
+def test_a_network_under_an_index_list_sees_the_fewer_rows(count):
+    """The listed pairs, or all pairs where the list is longer: the value is the same."""
+    network = nn.Linear(2, 1).double()
+    points = torch.randn(5, 1, dtype=torch.float64)
+    pairs = torch.rand(5, 5).flatten().argsort()[:count]
+    pairs = torch.stack([pairs // 5, pairs % 5], 1)
+    seen = []
+
+    def likes(a, b):
+        seen.append(len(a))
+        return network(torch.cat([a, b], 1))
+
+    module = quiet("forall x, y where M(x, y): G(x, y)", symbols=[Pred("G", 2, gives="logits")])
+    found = module(M=pairs, x=points, y=points, G=likes).total
+    rows = torch.cat([points[pairs[:, 0]], points[pairs[:, 1]]], 1)
+    torch.testing.assert_close(found, network(rows).sigmoid().mean())
+    assert seen == [min(count, 25)]
+
+
+def test_schedules_are_numbers_of_the_step():
+    p = torch.tensor([0.1, 0.9])
+    semantics = StableProduct(2, Stepwise((0, 1.0), (10, 6.0)), eps=0.0)
+    module = quiet("exists x: P(x)", semantics=semantics)
+    torch.testing.assert_close(module(step=9, P=p).axioms["exists x: P(x)"], torch.tensor(0.5))
+    sixth = p.pow(6).mean().pow(1 / 6)
+    torch.testing.assert_close(module(step=10, P=p).axioms["exists x: P(x)"], sixth)
+    with pytest.raises(ValueError, match="call with step="):
+        module(P=p)
+    assert Linear(1, 5, 20).at(5) == 2.0
+    assert Linear(1, 5, 20).at(50) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("axioms", "what"),
+    [
+        (["forall x: P(x)", "forall x: P(x) -> Q(x)"], ["true"]),
+        (["forall x: ~P(x)", "forall x: P(x) -> Q(x)"], ["false"]),
+        (["forall x: P(x) -> Q(x)"], ["true", "false"]),
+        (["forall x: P(x)", "forall x: ~Q(x)"], []),
+        (["forall x: P(x) | x < 2"], ["true"]),
+    ],
+)
+def test_a_trivial_optimum_is_warned_of(axioms, what):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        KnowledgeBase(*axioms).compile(MEAN)
+    assert all(issubclass(w.category, TrivialOptimumWarning) for w in caught)
+    assert [re.search(r"every atom is (\w+)", str(w.message))[1] for w in caught] == what
+
+
+def test_the_papers_example_of_refutation():
+    """(A or B) does not entail A: section 3.4 of the paper; nothing is true at the start."""
+    knowledge = KnowledgeBase(Prop("A") | Prop("B"))
+    start = {"A": torch.tensor(0.0), "B": torch.tensor(0.0)}
+    found = refute(knowledge, "A", StableProduct(), start)
+    assert not found.entailed
+    assert found.satisfaction > 0.95
+    assert found.truth < 0.05
+    assert found.counterexample["B"] > 0.9
+
+
+def test_what_is_entailed_is_not_refuted():
+    knowledge = KnowledgeBase("A & B")
+    start = {"A": torch.tensor(0.3), "B": torch.tensor(0.2)}
+    assert refute(knowledge, "A", StableProduct(), start, rate=1e-2, steps=600).entailed
+    assert brave(knowledge, "A", StableProduct(), [start], rate=1e-2, steps=300).entailed
+    starts = [{"A": torch.tensor(a), "B": torch.tensor(b)} for a, b in ((0.9, 0.1), (0.1, 0.9))]
+    found = brave(KnowledgeBase("A | B"), "A", StableProduct(), starts, rate=1e-2, steps=300)
+    assert found.counterexample is not None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: KnowledgeBase(P(x)), "x is not bound by a quantifier\n  P(x)\n    ^"),
+        (lambda: KnowledgeBase(Forall[x](P(x)), "forall x: P(x, x)"), "P takes 1 argument, got 2"),
+        (lambda: KnowledgeBase(Forall[x](P(x)), Forall[x, y](Pred("P", 2)(x, y))), "P is two things"),
+    ],
+)
+def test_errors_of_knowledge_bases_show_the_formula(make, message):
+    with pytest.raises(FormulaError) as caught:
+        make()
+    assert message in str(caught.value)
+
+
+def test_an_index_list_with_a_row_twice_is_refused():
+    module = quiet("forall x, y where M(x, y): R(x, y)")
+    with pytest.raises(ValueError, match="M: an index list names each row once"):
+        module(R=torch.rand(3, 3), M=torch.tensor([[0, 1], [2, 2], [0, 1]]))
+
+
+T3, T4 = torch.rand(3), torch.rand(4)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"P": T3}, ValueError, "Q: has no grounding; give Q=..."),
+        ({"P": T3, "Q": T4}, ValueError, "Q: has 4 rows on axis 0, but x has 3 individuals"),
+        ({"P": T3, "Q": T3, "Qq": T3}, TypeError, "Qq: no symbol of the knowledge base (did you mean Q?)"),
+        ({"P": T3, "Q": torch.rand(3, 3)}, ValueError, "Q: wanted a table of 1 axes, got (3, 3)"),
+        ({"P": 2 * torch.ones(3), "Q": T3}, ValueError, "P: degrees of truth lie in [0, 1], got 2 to 2"),
+        ({"P": lambda v: v, "Q": lambda v: v}, ValueError, "x: how many individuals? Give x=n or x=features"),
+        (
+            {"P": T3, "Q": lambda v: v.sum(), "x": T3[:, None]},
+            ValueError,
+            "Q: wanted (3, ...) from its callable",
+        ),
+        ({"P": T3, "Q": T3, "x": "three"}, ValueError, "x: wanted a number of individuals or a tensor"),
+        ({"P": T3, "Q": "three"}, ValueError, "Q: wanted a tensor or a callable"),
+    ],
+)
+def test_errors_of_groundings_name_the_symbol(given, error, message):
+    module = quiet(Forall[x](P(x) >> Q(x)))
+    with pytest.raises(error, match=re.escape(message)):
+        module(**given)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StableProduct(0.5), "p: wanted a number at least 1, got 0.5"),
+        (lambda: LogProduct(LogMeanExp(0.0)), "alpha: wanted a number above 0"),
+        (lambda: LogProduct(PMean(2)), "exists: wanted LogMeanExp, LogSumExp or Max, got pmean"),
+        (lambda: Goedel(forall=LogSumExp(1.0)), "forall: wanted pmean or"),
+        (lambda: StableProduct(eps=0.7), "eps: wanted 0 <= eps < 0.5"),
+        (lambda: Stepwise((3, 1.0)), "rising from step 0"),
+        (lambda: Axiom(Prop("A"), weight=0), "weight: wanted a number above 0"),
+        (lambda: KnowledgeBase(), "axioms: wanted at least one"),
+        (lambda: KnowledgeBase("A", "A"), "axioms: 'A' is there twice"),
+        (lambda: KnowledgeBase("step"), "step: is the keyword of schedules"),
+        (lambda: Pred("two words", 1), "name: wanted letters"),
+        (lambda: Pred("P", 1, gives="odds"), "gives: wanted one of truth, logits, softmax, mask"),
+        (lambda: Exists[x](P(x), p=0.5), "p: wanted a number of at least 1"),
+    ],
+)
+def test_errors_of_settings_name_the_argument(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+def test_bfloat16_in_bfloat16_out():
+    found = quiet("forall x, y: P(x) & Q(y) -> R(x, y)", semantics=StableProduct())(
+        P=torch.rand(8).bfloat16(), Q=torch.rand(9).bfloat16(), R=torch.rand(8, 9).bfloat16()
+    )
+    assert found.loss.dtype == torch.bfloat16
