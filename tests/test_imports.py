@@ -16,8 +16,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MIDDLE = {"diffusion", "nn", "data", "engine", "logic", "envs"}
 
 # What each part may import besides itself, tenfold.errors and the version; a name with a dot is one module.
-# data writes its cache whole through the engine's atomic writer; diffusion builds on nn's blocks, fetches its
-# text encoder's weights through data, and its load_generator reads a run; info describes the build itself.
+# data writes its cache whole through the engine's atomic writer, and its settings are hashed as
+# configurations are; diffusion builds on nn's blocks, fetches its text encoder's weights through data, and
+# its load_generator reads a run; info describes the build itself.
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
@@ -26,7 +27,7 @@ ALLOWED = {
     "engine": {"ops"},
     "logic": {"ops"},
     "envs": {"ops", "_core"},
-    "data": {"ops", "engine.atomic"},
+    "data": {"ops", "engine.atomic", "engine.config"},
     "diffusion": {"ops", "nn", "data", "engine"},
     "methods": {"ops", *MIDDLE},
     "info": {"_core"},

@@ -9,7 +9,10 @@ from typing import NoReturn
 
 from tenfold.data import sudoku
 from tenfold.data.fetch import CATALOG, fetch, fetched_folder, is_fetched
+from tenfold.data.sudoku.generator import GIVENS_OF_SINGLES
 from tenfold.errors import UserError
+
+_SETTINGS = ("seed", "mean_givens", "split", "deduction")  # of the generator, as the options are called
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,6 +82,12 @@ def _add_sudoku(make: argparse.ArgumentParser) -> None:
         choices=("class", "grid"),
         help="what train and test may not share: symmetry classes, or solutions [class, grid]",
     )
+    make.add_argument(
+        "--deduction",
+        choices=("search", "singles"),
+        help="singles: solved by filling in the only place of a number, as SATNet's puzzles; search: any "
+        "with one solution, which take more steps [search]",
+    )
     make.add_argument("--processes", type=int, metavar="N", help="how many work at once [all cores]")
     make.add_argument(
         "--file", type=Path, help="your puzzles: 81 or 16 characters a line, 0 or . for a blank"
@@ -93,7 +102,17 @@ def _add_sudoku(make: argparse.ArgumentParser) -> None:
 
 def _sudoku(options: argparse.Namespace) -> str:
     if options.file is not None:
-        for name in ("size", "puzzles", "test", "seed", "givens", "mean_givens", "split", "processes"):
+        for name in (
+            "size",
+            "puzzles",
+            "test",
+            "seed",
+            "givens",
+            "mean_givens",
+            "split",
+            "deduction",
+            "processes",
+        ):
             if getattr(options, name) is not None:
                 raise UserError(
                     f"--{name.replace('_', '-')} is for generated puzzles; leave it out with --file"
@@ -124,7 +143,9 @@ def _settings(options: argparse.Namespace) -> sudoku.SudokuSettings:
         test = base.test if options.puzzles is None else puzzles // 10
     if puzzles <= test:
         raise UserError(f"--puzzles is {puzzles} and --test {test}: none is left to train on")
-    given = {name: getattr(options, name) for name in ("seed", "mean_givens", "split")}
+    given = {name: getattr(options, name) for name in _SETTINGS}
+    if options.deduction == "singles" and base.size == 9:
+        given["givens"] = GIVENS_OF_SINGLES
     if options.givens is not None:
         given["givens"] = tuple(options.givens)
         if options.mean_givens is None:

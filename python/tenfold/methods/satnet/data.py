@@ -136,11 +136,12 @@ def _boards(config: SATNetConfig, say: Say) -> tuple[Sudoku, str]:
         givens=data.givens,
         mean_givens=data.mean_givens,
         split="grid" if data.size == 4 else "class",
+        deduction=data.deduction,
     )
     apart = "solution grid" if data.size == 4 else "symmetry class of solutions"
     source = (
-        f"generated puzzles with one solution, {data.givens[0]} to {data.givens[1]} givens, mean "
-        f"{data.mean_givens:g}; no {apart} is in both splits"
+        f"generated puzzles with one solution (by {data.deduction}), {data.givens[0]} to {data.givens[1]} "
+        f"givens, mean {data.mean_givens:g}; no {apart} is in both splits"
     )
     return _generated(settings, say), source
 

@@ -77,7 +77,7 @@ def findings(arms: Arms) -> Iterator[str]:
     """Yield one sentence or two for each question of the plan that has results."""
     if "gradient" in arms:
         yield _gradient(arms["gradient"])
-    for arm in ("sudoku", "permuted"):
+    for arm in ("sudoku-singles", "permuted-singles", "sudoku", "permuted"):
         for result in arms.get(arm, []):
             yield _boards(arm, result)
     for arm in PARITY_ARMS:

@@ -21,6 +21,7 @@ PARITY_ARMS: dict[str, tuple[int, Literal["sgd", "adam"], int]] = {
     "parity20-adam": (20, "adam", 10), "parity40-adam": (40, "adam", 10),
 }  # fmt: skip
 """Bits of a string, optimiser and number of seeds."""
+BOARD_TASKS: tuple[Literal["sudoku", "permuted"], ...] = ("sudoku", "permuted")
 ANCHORS = ("naive", "tuned")
 LINEAR = "linear"
 
@@ -52,6 +53,7 @@ def plan_cells() -> Iterator[Cell]:
     yield from board_cells()
     yield from visual_cells()
     yield from grounding_cells()
+    yield from harder_board_cells()
 
 
 def laptop_cells() -> Iterator[Cell]:
@@ -87,8 +89,15 @@ def parity_cells() -> Iterator[Cell]:
 
 def board_cells() -> Iterator[Cell]:
     """9x9 and permuted Sudoku at the published setting, an hour of one core each, side by side."""
-    for task in ("sudoku", "permuted"):
-        yield Cell(task, replace(paper(task), shuffle=True, minutes=45.0), seconds=3000)
+    for task in BOARD_TASKS:
+        yield Cell(f"{task}-singles", replace(paper(task), shuffle=True, minutes=45.0), seconds=3000)
+
+
+def harder_board_cells() -> Iterator[Cell]:
+    """The same with puzzles that have one solution, but not by one simple step after the other."""
+    for task in BOARD_TASKS:
+        config = replace(paper(task), data=DataConfig(), shuffle=True, minutes=45.0)
+        yield Cell(task, config, seconds=3000)
 
 
 def visual_cells() -> Iterator[Cell]:

@@ -33,8 +33,8 @@ Made by `tenfold reproduce satnet` from the files in [results/satnet](results/sa
 seeds and stop rules, is [plans/satnet.md](plans/satnet.md). Every cell runs on one thread, two side by side.
 Shares are of test problems, in per cent."""
 _BOARD_ARMS = (
-    "sudoku4", "sudoku", "permuted", "visual-leaky", "visual-ungrounded", "visual-ungrounded-tuned",
-    "self-supervised",
+    "sudoku4", "sudoku-singles", "permuted-singles", "sudoku", "permuted", "visual-leaky",
+    "visual-ungrounded", "visual-ungrounded-tuned", "self-supervised",
 )  # fmt: skip
 _BOARD_COLUMNS = ("arm", "seed", "passes", "minutes", "valid boards", "exact boards", "unknown cells",
                   "given cells", "digits read", "purity", "sweeps")  # fmt: skip
