@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tenfold.data.sudoku import SIZE_4, SIZE_9, canonical, count_classes, generate, generator, is_valid
-from tenfold.data.sudoku.generator import minimal_puzzle
+from tenfold.data.sudoku import SIZE_4, SIZE_9, canonical, count_classes, generate, generator, is_valid, units
+from tenfold.data.sudoku.generator import GIVENS_OF_SINGLES, minimal_puzzle, singles_puzzle
 from tenfold.data.sudoku.search import all_boards, random_board, solve
 from tenfold.errors import UserError
 
@@ -94,6 +94,47 @@ def test_minimal_puzzles_have_no_cell_to_spare():
     for cell in range(81):
         if puzzle[cell]:
             assert len(solve(9, [*puzzle[:cell], 0, *puzzle[cell + 1 :]])) == 2
+
+
+def only_places(board, size):
+    """Blanks that are the only place for a number in a row, column or box, with that number."""
+    found = {}
+    seen_by = {
+        cell: {int(o) for unit in units(size) if cell in unit for o in unit} for cell in range(size**2)
+    }
+    for unit in units(size):
+        for number in range(1, size + 1):
+            places = [
+                int(cell)
+                for cell in unit
+                if not board[cell] and all(board[other] != number for other in seen_by[int(cell)])
+            ]
+            if len(places) == 1 and number not in board[unit]:
+                found[places[0]] = number
+    return found
+
+
+@pytest.mark.parametrize("size", [4, 9])
+def test_singles_are_solved_by_filling_in_the_only_place_of_a_number(size):
+    rng = random.Random(3)
+    for _ in range(5):
+        solution = random_board(size, rng)
+        board = np.array(singles_puzzle(size, solution, rng))
+        assert solve(size, board.tolist()) == [solution]
+        while not board.all():
+            places = only_places(board, size)
+            assert places
+            for cell, number in places.items():
+                board[cell] = number
+        assert board.tolist() == solution
+
+
+def test_generated_singles_have_the_published_number_of_givens():
+    settings = replace(SMALL_9, givens=GIVENS_OF_SINGLES, deduction="singles")
+    counts = (generate(settings).train.puzzles > 0).sum(axis=1)
+    assert counts.min() >= 34 and counts.max() <= 40 and abs(counts.mean() - 36.2) < 1.5
+    searched = generate(replace(settings, deduction="search")).train
+    assert rows(searched.puzzles).isdisjoint(rows(generate(settings).train.puzzles))
 
 
 @pytest.mark.parametrize("count", [24, 40])
