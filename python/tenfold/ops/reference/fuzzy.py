@@ -91,6 +91,11 @@ def log_mean_exp(v: Tensor, mask: Tensor, dims: list[int], alpha: float, average
 def power_mean(u: Tensor, mask: Tensor, dims: list[int], p: float) -> Tensor:
     """(mean u^p)^(1/p); 0, with zero gradients, where all are 0 and p > 1."""
     mean = _mean(u if p == 1 else torch.where(mask, u, 0.0).pow(p), mask, dims)
+    return root(mean, p)
+
+
+def root(mean: Tensor, p: float) -> Tensor:
+    """mean^(1/p); where it is 0 and p > 1 the gradient is 0."""
     if p == 1:
         return mean
     some = mean > 0
