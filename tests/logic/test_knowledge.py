@@ -23,7 +23,9 @@ from tenfold.logic import (
     LogSumExp,
     Lukasiewicz,
     PMean,
+    PMeanError,
     Pred,
+    Product,
     Prop,
     StableProduct,
     Stepwise,
@@ -94,6 +96,27 @@ def test_tables_are_indexed_by_constants_integers_and_functions():
     torch.testing.assert_close(module.truth(R(x, f(x)), R=table, f=father), table[range(4), father])
     rows = torch.tensor([3, 0, 3])
     torch.testing.assert_close(module.truth(R(x, y), R=table, x=rows), table[rows])
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+def test_constants_that_are_numbers_are_told_apart(backend):
+    """Each is a tensor for the call only, and the next may lie where it lay."""
+    F = Pred("F", 1, grounding=lambda rows: rows / 100)
+    constants = [Const(f"c{number}") for number in range(20)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = KnowledgeBase(*map(F, constants)).compile(StableProduct(), backend=backend)
+    found = module(**{f"c{number}": float(number) for number in range(20)}).axioms.values()
+    torch.testing.assert_close(torch.stack(list(found)), torch.arange(20) / 100)
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+def test_a_number_is_as_exact_as_the_degrees(backend):
+    heat = Func("heat", 1, grounding=lambda rows: rows[:, 0])
+    knowledge = KnowledgeBase("forall x where heat(x) < 0.1: P(x)", "~Z", symbols=[heat])
+    x_, p = torch.tensor([[0.1], [0.05]], dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    found = knowledge.compile(MEAN, backend=backend)(x=x_, P=p, Z=0.0)
+    assert found.axioms["forall x where heat(x) < 0.1: P(x)"] == 1.0
 
 
 def test_queries_of_truth_value_and_unseen_individuals():
@@ -222,6 +245,15 @@ def test_what_is_entailed_is_not_refuted():
     assert found.counterexample is not None
 
 
+def test_searches_take_numbers_and_schedules_and_name_what_is_wrong():
+    knowledge, semantics = KnowledgeBase("A & B"), StableProduct(Linear(1, 2, 100))
+    assert refute(knowledge, "A", semantics, {"A": 0.3, "B": 0.2}, rate=1e-2, steps=300).entailed
+    with pytest.raises(TypeError, match=r"Aa: no symbol of the knowledge base \(did you mean A\?\)"):
+        refute(knowledge, "A", semantics, {"Aa": 0.3, "B": 0.2}, steps=1)
+    with pytest.raises(TypeError, match="A: the search changes it, so wanted floats"):
+        brave(knowledge, "A", semantics, [{"A": torch.tensor(0), "B": 0.2}], steps=1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -234,6 +266,23 @@ def test_errors_of_knowledge_bases_show_the_formula(make, message):
     with pytest.raises(FormulaError) as caught:
         make()
     assert message in str(caught.value)
+
+
+def test_logits_of_a_callable_that_should_give_degrees_are_refused():
+    module = quiet("forall x: P(x)", "exists x: Q(x)")
+    features, q = torch.randn(5, 2), torch.rand(5)
+    module.truth("exists x: Q(x)", Q=q)  # a query is not the first call of training
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"P: degrees of truth lie in \[0, 1\], got .*gives='logits'"):
+            module(P=lambda rows: 4 * rows.sum(-1).sign(), x=features, Q=q)
+    assert 0 <= module(P=lambda rows: rows.sum(-1).sigmoid(), x=features, Q=q).total <= 1
+
+
+def test_the_gradient_of_a_total_that_is_a_mean_does_not_vanish_at_1():
+    p = torch.ones(2, requires_grad=True)
+    mean = PMeanError(1)
+    quiet("forall x: P(x)", semantics=Product(forall=mean, total=mean))(P=p).loss.backward()
+    torch.testing.assert_close(p.grad, torch.tensor([-0.5, -0.5]))
 
 
 def test_an_index_list_with_a_row_twice_is_refused():
