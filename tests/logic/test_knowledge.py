@@ -285,6 +285,54 @@ def test_the_gradient_of_a_total_that_is_a_mean_does_not_vanish_at_1():
     torch.testing.assert_close(p.grad, torch.tensor([-0.5, -0.5]))
 
 
+@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+def test_an_index_list_of_nothing_is_a_guard(backend):
+    module = KnowledgeBase("forall x, y where M(x, y): R(x, y)", "~Z").compile(
+        StableProduct(eps=0.0), backend=backend
+    )
+    found = module(R=torch.rand(3, 3), M=torch.zeros(0, 2, dtype=torch.int64), Z=0.0)
+    assert found.total == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 1, 2]], "M: wanted an index list (1, 2), got (1, 3)"),
+        ([0, 1], "M: wanted an index list (2, 2), got (2,)"),
+        ([[0, -1]], "an index list has row -1; rows are counted from 0"),
+        ([[0, 3]], "an index list has row 3, but y has 3 individuals"),
+    ],
+)
+@pytest.mark.parametrize("body", ["R(x, y)", "P(x) & R(y, x)"])
+def test_index_lists_that_do_not_fit_are_refused(rows, message, body):
+    for text in (f"forall x, y where M(x, y): {body}", f"forall x, y where ~M(x, y): {body}"):
+        given = {"R": torch.rand(3, 3), "M": torch.tensor(rows), "P": T3}
+        module = quiet(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            module(**{name: given[name] for name in given if name in module.knowledge.symbols})
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+@pytest.mark.parametrize("semantics", [StableProduct(2, 3), MEAN, LogProduct(LogMeanExp(2.0))])
+def test_a_nan_is_not_taken_for_satisfied(backend, semantics):
+    knowledge = KnowledgeBase("forall x: P(x)", "exists x: P(x)", "~Z")
+    module = knowledge.compile(semantics, backend=backend, validate=False)
+    assert module(P=torch.tensor([0.9, float("nan"), 0.8]), Z=0.0).loss.isnan()
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+def test_a_high_power_does_not_underflow(backend):
+    knowledge = KnowledgeBase("forall x: P(x)", "exists x: P(x)", "~Z")
+    p = torch.tensor([0.2, 0.9, 0.5], requires_grad=True)
+    axioms = knowledge.compile(StableProduct(1000, 1000, eps=0.0), backend=backend)(P=p, Z=0.0).axioms
+    root = 3 ** (-1 / 1000)
+    torch.testing.assert_close(axioms["forall x: P(x)"], torch.tensor(1 - 0.8 * root))
+    torch.testing.assert_close(axioms["exists x: P(x)"], torch.tensor(0.9 * root))
+    for axiom, row in (("forall x: P(x)", 0), ("exists x: P(x)", 1)):
+        (gradient,) = torch.autograd.grad(axioms[axiom], p, retain_graph=True)
+        torch.testing.assert_close(gradient, torch.eye(3)[row] * root, rtol=1e-4, atol=1e-6)
+
+
 def test_an_index_list_with_a_row_twice_is_refused():
     module = quiet("forall x, y where M(x, y): R(x, y)")
     with pytest.raises(ValueError, match="M: an index list names each row once"):
@@ -310,6 +358,7 @@ T3, T4 = torch.rand(3), torch.rand(4)
         ),
         ({"P": T3, "Q": T3, "x": "three"}, ValueError, "x: wanted a number of individuals or a tensor"),
         ({"P": T3, "Q": "three"}, ValueError, "Q: wanted a tensor or a callable"),
+        ({"P": T3.numpy(), "Q": T3}, ValueError, "P: wanted a tensor or a callable, got array("),
     ],
 )
 def test_errors_of_groundings_name_the_symbol(given, error, message):
@@ -334,11 +383,23 @@ def test_errors_of_groundings_name_the_symbol(given, error, message):
         (lambda: Pred("two words", 1), "name: wanted letters"),
         (lambda: Pred("P", 1, gives="odds"), "gives: wanted one of truth, logits, softmax, mask"),
         (lambda: Exists[x](P(x), p=0.5), "p: wanted a number of at least 1"),
+        (lambda: PMean(float("nan")), "p: wanted a number at least 1, got nan"),
     ],
 )
 def test_errors_of_settings_name_the_argument(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+def test_what_is_no_formula_symbol_or_keyword_is_refused():
+    with pytest.raises(TypeError, match="wanted a formula or its text, got 3"):
+        KnowledgeBase(3)
+    with pytest.raises(TypeError, match="symbols: wanted Var, Const, Func, Pred or Domain, got 'P'"):
+        KnowledgeBase("forall x: P(x)", symbols=["P"])
+    with pytest.raises(TypeError, match="1 positional argument"):
+        quiet("forall x: P(x)")(T3)  # no step
+    with pytest.raises(TypeError, match=r"got bool False; terms are compared by .eq\(\)"):
+        Forall[x](P(x), where=x == 1)
 
 
 def test_bfloat16_in_bfloat16_out():

@@ -77,6 +77,7 @@ class Compared:
 
 
 Guard = Values | Compared | None
+_GROUNDS = (Tensor, bool, int, float)  # numbers ground propositions
 
 
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
@@ -144,9 +145,12 @@ class Grounding:
                 yield from value.parameters()
 
     def of(self, symbol: Const | Func | Pred) -> Any:
-        """The grounding of ``symbol``."""
+        """The grounding of ``symbol``, of a kind that it can have."""
         if symbol.name in self.given:
-            return self.given[symbol.name]
+            found = self.given[symbol.name]
+            if isinstance(symbol, Const | Domain) or isinstance(found, _GROUNDS) or callable(found):
+                return found
+            raise ValueError(f"{symbol.name}: wanted a tensor or a callable, got {found!r}"[:200])
         raise ValueError(f"{symbol.name}: has no grounding; give {symbol.name}=...")
 
     # Variables and terms
@@ -454,10 +458,10 @@ class Grounding:
             return Values(flat.bool(), made.axes)
         terms = self._terms(atom.parts)
         if is_index_list(table, atom.symbol):
-            sizes = [self._row_count(term, table, number) for number, term in enumerate(terms)]
+            pairs = _index_list(table, atom.symbol)
+            sizes = [self._row_count(term, pairs, number) for number, term in enumerate(terms)]
             key = (atom.symbol.name, "dense", tuple(sizes))
             if key not in self.calls:
-                pairs = table.reshape(len(table), atom.symbol.arity)
                 dense = torch.zeros(sizes, dtype=torch.bool, device=table.device)
                 dense[tuple(pairs.unbind(1))] = True
                 self.calls[key] = dense
@@ -467,8 +471,10 @@ class Grounding:
         return self._picked(atom.symbol, table, terms)
 
     def _row_count(self, term: _Individuals, pairs: Tensor, number: int) -> int:
-        column = pairs.reshape(len(pairs), -1)[:, number]
+        column = pairs[:, number]
         top = int(column.max()) + 1 if len(column) else 0
+        if len(column) and column.min() < 0:
+            raise ValueError(f"an index list has row {int(column.min())}; rows are counted from 0")
         if term.rows is None:
             count = self.size(term.axes[0])
             if top > count:
@@ -490,9 +496,10 @@ class Grounding:
             return None
         if any(self.variable(var).rows is not None for var in variables):
             return None
+        pairs = _index_list(table, guard.symbol)
         for number, var in enumerate(variables):
-            self._row_count(self.variable(var), table, number)
-        return table.reshape(len(table), guard.symbol.arity)
+            self._row_count(self.variable(var), pairs, number)
+        return pairs
 
     def gathered(self, picks: Mapping[str, Tensor], axis: str) -> Grounding:
         """The same, with the axes in ``picks`` replaced by one, ``axis``, of these rows of each."""
@@ -570,6 +577,14 @@ def is_index_list(table: object, symbol: Func | Pred) -> bool:
     """Whether the grounding of a mask lists rows."""
     is_mask = isinstance(symbol, Pred) and symbol.gives == "mask"
     return is_mask and isinstance(table, Tensor) and table.dtype == torch.int64
+
+
+def _index_list(table: Tensor, symbol: Pred) -> Tensor:
+    """As (pairs, arguments); those of one argument may be (pairs,)."""
+    wanted = (len(table), symbol.arity)
+    if table.shape != wanted and not (symbol.arity == 1 and table.dim() == 1):
+        raise ValueError(f"{symbol.name}: wanted an index list {wanted}, got {tuple(table.shape)}")
+    return table.reshape(wanted)
 
 
 def check_degrees(name: str, degrees: Tensor) -> None:

@@ -72,8 +72,9 @@ class KnowledgeBase:
         **named: Formula | str | Axiom,
     ) -> None:
         given = [(axiom, "") for axiom in axioms] + [(axiom, name) for name, axiom in named.items()]
-        trees = [a.formula if isinstance(a, Axiom) else a for a, _ in given if not isinstance(a, str)]
-        self.parser = Parser(*{**named_in(*trees), **{symbol.name: symbol for symbol in symbols}}.values())
+        formulas = [axiom.formula if isinstance(axiom, Axiom) else axiom for axiom, _ in given]
+        trees = [formula for formula in formulas if isinstance(formula, Formula)]
+        self.parser = Parser(*named_in(*trees).values(), *symbols)
         self.axioms = tuple(self._axiom(axiom, name) for axiom, name in given)
         if not self.axioms:
             raise ValueError("axioms: wanted at least one")
@@ -143,7 +144,7 @@ class CompiledKnowledge(nn.Module):
         self._steps = [self._lowering.lower(axiom.formula) for axiom in knowledge.axioms]
         self._declared = _Declared(knowledge.symbols)
 
-    def forward(self, step: int | None = None, **groundings: Any) -> Satisfaction:
+    def forward(self, *, step: int | None = None, **groundings: Any) -> Satisfaction:
         """Degrees of the axioms; ``step`` is for schedules."""
         return self._satisfaction(step, groundings, None)
 
