@@ -175,6 +175,16 @@ def test_matrix_products_are_the_reference_whether_they_pay_or_not(monkeypatch):
     assert used > 15
 
 
+def test_the_gradient_of_a_mean_by_matrix_products_does_not_vanish_at_0(monkeypatch):
+    monkeypatch.setattr(polynomial, "PAYS", float("inf"))
+    monkeypatch.setattr(polynomial, "LEAST", 0)
+    semantics = Product("S", exists=PMean(1))
+    tables = {"R": torch.zeros(3, 4, dtype=F64, requires_grad=True), "P": torch.ones(3, dtype=F64)}
+    value = truth(parse("exists x, y: R(x, y) & P(x)"), semantics, "fused", tables)
+    (gradient,) = torch.autograd.grad(value, tables["R"])
+    torch.testing.assert_close(gradient, torch.full((3, 4), 1 / 12, dtype=F64))
+
+
 def table_case(text, *shapes, **others):
     draw = torch.Generator().manual_seed(7)
     names = sorted(name for name in named_in(parse(text)) if name.isupper())

@@ -23,7 +23,9 @@ from tenfold.logic import (
     LogSumExp,
     Lukasiewicz,
     PMean,
+    PMeanError,
     Pred,
+    Product,
     Prop,
     StableProduct,
     Stepwise,
@@ -94,6 +96,27 @@ def test_tables_are_indexed_by_constants_integers_and_functions():
     torch.testing.assert_close(module.truth(R(x, f(x)), R=table, f=father), table[range(4), father])
     rows = torch.tensor([3, 0, 3])
     torch.testing.assert_close(module.truth(R(x, y), R=table, x=rows), table[rows])
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+def test_constants_that_are_numbers_are_told_apart(backend):
+    """Each is a tensor for the call only, and the next may lie where it lay."""
+    F = Pred("F", 1, grounding=lambda rows: rows / 100)
+    constants = [Const(f"c{number}") for number in range(20)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = KnowledgeBase(*map(F, constants)).compile(StableProduct(), backend=backend)
+    found = module(**{f"c{number}": float(number) for number in range(20)}).axioms.values()
+    torch.testing.assert_close(torch.stack(list(found)), torch.arange(20) / 100)
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+def test_a_number_is_as_exact_as_the_degrees(backend):
+    heat = Func("heat", 1, grounding=lambda rows: rows[:, 0])
+    knowledge = KnowledgeBase("forall x where heat(x) < 0.1: P(x)", "~Z", symbols=[heat])
+    x_, p = torch.tensor([[0.1], [0.05]], dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    found = knowledge.compile(MEAN, backend=backend)(x=x_, P=p, Z=0.0)
+    assert found.axioms["forall x where heat(x) < 0.1: P(x)"] == 1.0
 
 
 def test_queries_of_truth_value_and_unseen_individuals():
@@ -222,6 +245,15 @@ def test_what_is_entailed_is_not_refuted():
     assert found.counterexample is not None
 
 
+def test_searches_take_numbers_and_schedules_and_name_what_is_wrong():
+    knowledge, semantics = KnowledgeBase("A & B"), StableProduct(Linear(1, 2, 100))
+    assert refute(knowledge, "A", semantics, {"A": 0.3, "B": 0.2}, rate=1e-2, steps=300).entailed
+    with pytest.raises(TypeError, match=r"Aa: no symbol of the knowledge base \(did you mean A\?\)"):
+        refute(knowledge, "A", semantics, {"Aa": 0.3, "B": 0.2}, steps=1)
+    with pytest.raises(TypeError, match="A: the search changes it, so wanted floats"):
+        brave(knowledge, "A", semantics, [{"A": torch.tensor(0), "B": 0.2}], steps=1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -234,6 +266,71 @@ def test_errors_of_knowledge_bases_show_the_formula(make, message):
     with pytest.raises(FormulaError) as caught:
         make()
     assert message in str(caught.value)
+
+
+def test_logits_of_a_callable_that_should_give_degrees_are_refused():
+    module = quiet("forall x: P(x)", "exists x: Q(x)")
+    features, q = torch.randn(5, 2), torch.rand(5)
+    module.truth("exists x: Q(x)", Q=q)  # a query is not the first call of training
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"P: degrees of truth lie in \[0, 1\], got .*gives='logits'"):
+            module(P=lambda rows: 4 * rows.sum(-1).sign(), x=features, Q=q)
+    assert 0 <= module(P=lambda rows: rows.sum(-1).sigmoid(), x=features, Q=q).total <= 1
+
+
+def test_the_gradient_of_a_total_that_is_a_mean_does_not_vanish_at_1():
+    p = torch.ones(2, requires_grad=True)
+    mean = PMeanError(1)
+    quiet("forall x: P(x)", semantics=Product(forall=mean, total=mean))(P=p).loss.backward()
+    torch.testing.assert_close(p.grad, torch.tensor([-0.5, -0.5]))
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+def test_an_index_list_of_nothing_is_a_guard(backend):
+    module = KnowledgeBase("forall x, y where M(x, y): R(x, y)", "~Z").compile(
+        StableProduct(eps=0.0), backend=backend
+    )
+    found = module(R=torch.rand(3, 3), M=torch.zeros(0, 2, dtype=torch.int64), Z=0.0)
+    assert found.total == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 1, 2]], "M: wanted an index list (1, 2), got (1, 3)"),
+        ([0, 1], "M: wanted an index list (2, 2), got (2,)"),
+        ([[0, -1]], "an index list has row -1; rows are counted from 0"),
+        ([[0, 3]], "an index list has row 3, but y has 3 individuals"),
+    ],
+)
+@pytest.mark.parametrize("body", ["R(x, y)", "P(x) & R(y, x)"])
+def test_index_lists_that_do_not_fit_are_refused(rows, message, body):
+    for text in (f"forall x, y where M(x, y): {body}", f"forall x, y where ~M(x, y): {body}"):
+        given = {"R": torch.rand(3, 3), "M": torch.tensor(rows), "P": T3}
+        module = quiet(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            module(**{name: given[name] for name in given if name in module.knowledge.symbols})
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+@pytest.mark.parametrize("semantics", [StableProduct(2, 3), MEAN, LogProduct(LogMeanExp(2.0))])
+def test_a_nan_is_not_taken_for_satisfied(backend, semantics):
+    knowledge = KnowledgeBase("forall x: P(x)", "exists x: P(x)", "~Z")
+    module = knowledge.compile(semantics, backend=backend, validate=False)
+    assert module(P=torch.tensor([0.9, float("nan"), 0.8]), Z=0.0).loss.isnan()
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+def test_a_high_power_does_not_underflow(backend):
+    knowledge = KnowledgeBase("forall x: P(x)", "exists x: P(x)", "~Z")
+    p = torch.tensor([0.2, 0.9, 0.5], requires_grad=True)
+    axioms = knowledge.compile(StableProduct(1000, 1000, eps=0.0), backend=backend)(P=p, Z=0.0).axioms
+    root = 3 ** (-1 / 1000)
+    torch.testing.assert_close(axioms["forall x: P(x)"], torch.tensor(1 - 0.8 * root))
+    torch.testing.assert_close(axioms["exists x: P(x)"], torch.tensor(0.9 * root))
+    for axiom, row in (("forall x: P(x)", 0), ("exists x: P(x)", 1)):
+        (gradient,) = torch.autograd.grad(axioms[axiom], p, retain_graph=True)
+        torch.testing.assert_close(gradient, torch.eye(3)[row] * root, rtol=1e-4, atol=1e-6)
 
 
 def test_an_index_list_with_a_row_twice_is_refused():
@@ -261,6 +358,7 @@ T3, T4 = torch.rand(3), torch.rand(4)
         ),
         ({"P": T3, "Q": T3, "x": "three"}, ValueError, "x: wanted a number of individuals or a tensor"),
         ({"P": T3, "Q": "three"}, ValueError, "Q: wanted a tensor or a callable"),
+        ({"P": T3.numpy(), "Q": T3}, ValueError, "P: wanted a tensor or a callable, got array("),
     ],
 )
 def test_errors_of_groundings_name_the_symbol(given, error, message):
@@ -285,11 +383,23 @@ def test_errors_of_groundings_name_the_symbol(given, error, message):
         (lambda: Pred("two words", 1), "name: wanted letters"),
         (lambda: Pred("P", 1, gives="odds"), "gives: wanted one of truth, logits, softmax, mask"),
         (lambda: Exists[x](P(x), p=0.5), "p: wanted a number of at least 1"),
+        (lambda: PMean(float("nan")), "p: wanted a number at least 1, got nan"),
     ],
 )
 def test_errors_of_settings_name_the_argument(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+def test_what_is_no_formula_symbol_or_keyword_is_refused():
+    with pytest.raises(TypeError, match="wanted a formula or its text, got 3"):
+        KnowledgeBase(3)
+    with pytest.raises(TypeError, match="symbols: wanted Var, Const, Func, Pred or Domain, got 'P'"):
+        KnowledgeBase("forall x: P(x)", symbols=["P"])
+    with pytest.raises(TypeError, match="1 positional argument"):
+        quiet("forall x: P(x)")(T3)  # no step
+    with pytest.raises(TypeError, match=r"got bool False; terms are compared by .eq\(\)"):
+        Forall[x](P(x), where=x == 1)
 
 
 def test_bfloat16_in_bfloat16_out():

@@ -11,8 +11,8 @@ from tenfold.cli import main
 from tenfold.data.mnist import Digits
 from tenfold.engine import checkpoint
 from tenfold.errors import UserError
-from tenfold.methods.ltn import reproduce, tasks, train
-from tenfold.methods.ltn.config import LTNConfig, clustering, laptop, smokes
+from tenfold.methods.ltn import reproduce, sample, tasks, train
+from tenfold.methods.ltn.config import LTNConfig, clustering, laptop, paper, smokes
 from tenfold.methods.ltn.tasks import adjusted_rand_index, make_task
 
 
@@ -117,6 +117,47 @@ def test_bad_options_are_one_line(capsys, tmp_path):
         reproduce.main(["--only", "sudoku"])
 
 
+def test_a_task_chooses_its_presets(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(train, "start", lambda options: chosen.append(options.config) or 0)
+    for argv in (
+        ["--task", "clustering"],
+        ["--task", "addition"],
+        ["--task=addition", "--preset", "paper"],
+        [],
+    ):
+        assert train.main(argv) == 0
+    assert chosen == [clustering(), laptop(), paper(), smokes()]
+    with pytest.raises(UserError, match="--preset must be laptop or paper, got 'smokes'"):
+        train.main(["--task", "addition", "--preset", "smokes"])
+
+
+def test_a_trained_theory_is_asked(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert train.start(train.TrainOptions(replace(smokes(), epochs=2), out=tmp_path / "run")) == 0
+    capsys.readouterr()
+    query = "forall[p=5] x in people: C(x) -> S(x)"
+    assert main(["sample", "ltn", run, query]) == 0
+    found = json.loads((tmp_path / "run/evaluation.json").read_text())["cancer means smoking"]
+    assert float(capsys.readouterr().out) == pytest.approx(found, abs=1e-3)
+    assert main(["sample", "ltn", run, "S(x)"]) == 0
+    assert len(capsys.readouterr().out.strip("[]\n ").split()) == 14
+    for formula, message in (
+        ("S(x, x)", "S takes 1 argument, got 2 at 'S(x, x)', character 1 in"),
+        ("forall x: S(x) &", "the text ends"),
+        ("D(x)", "D: has no grounding"),
+    ):
+        assert main(["sample", "ltn", run, formula]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_pairs_of_the_test_are_asked_about(digits):
+    task = make_task(replace(laptop(), train=40, test=20, epochs=1))
+    assert sample.ask(task, 0, "exists d, e where d + e = n: digit(x, d) & digit(y, e)").shape == (20,)
+
+
 def test_the_table_is_made_from_the_files_alone(tmp_path):
     cell = next(reproduce.plan_cells())
     result = {
@@ -125,8 +166,21 @@ def test_the_table_is_made_from_the_files_alone(tmp_path):
     }  # fmt: skip
     (tmp_path / f"{cell.name}.json").write_text(json.dumps(result))
     lines = reproduce.table_lines(reproduce.ReproduceOptions(results=tmp_path))
-    assert "| smokes | 1 | sat | 0.800 | 0.800 | 0.846 |" in lines
+    assert "| smokes | 1 | sat | 0.800 | 0.800 | 0.846 | not reached |" in lines
     assert any("not run yet: smokes seed 1" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "wanted", "verdict"),
+    [
+        ("sat", [0.82, 0.84], 0.846, "reached"),
+        ("sat", [0.82, 0.83], 0.846, "not reached"),
+        ("accuracy", [0.94, 0.21, 0.93], None, "1 of 3 failed"),
+        ("adjusted_rand_index", [1.0], None, ""),
+    ],
+)
+def test_the_rules_of_the_plan(name, values, wanted, verdict):
+    assert reproduce._verdict(name, values, wanted) == verdict
 
 
 def test_the_adjusted_rand_index():

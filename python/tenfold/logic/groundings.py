@@ -77,6 +77,7 @@ class Compared:
 
 
 Guard = Values | Compared | None
+_GROUNDS = (Tensor, bool, int, float)  # numbers ground propositions
 
 
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
@@ -113,6 +114,8 @@ class Grounding:
     """Of LogProduct; None where degrees are computed with."""
     ops: Any
     """tenfold.ops.fuzzy, or its twin in ops.reference."""
+    validate: bool = False
+    """Whether what callables give as degrees is looked at."""
     sizes: dict[str, int] = field(default_factory=dict)
     calls: dict[Any, Tensor] = field(default_factory=dict)
     readings: dict[Any, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -142,9 +145,12 @@ class Grounding:
                 yield from value.parameters()
 
     def of(self, symbol: Const | Func | Pred) -> Any:
-        """The grounding of ``symbol``."""
+        """The grounding of ``symbol``, of a kind that it can have."""
         if symbol.name in self.given:
-            return self.given[symbol.name]
+            found = self.given[symbol.name]
+            if isinstance(symbol, Const | Domain) or isinstance(found, _GROUNDS) or callable(found):
+                return found
+            raise ValueError(f"{symbol.name}: wanted a tensor or a callable, got {found!r}"[:200])
         raise ValueError(f"{symbol.name}: has no grounding; give {symbol.name}=...")
 
     # Variables and terms
@@ -212,12 +218,11 @@ class Grounding:
             case Var():
                 return self.variable(term)
             case Const():
-                value = self.of(term)
-                value = value if isinstance(value, Tensor) else torch.as_tensor(value, device=self.device)
+                value = self._number(self.of(term))
                 rows = value if _is_rows(value, 0) else None
                 return _Individuals(lambda: value, (), rows, (id(value), ()))
             case Number():
-                value = torch.tensor(term.value, device=self.device)
+                value = self._number(term.value)
                 return _Individuals(lambda: value, (), value if _is_rows(value, 0) else None, term)
             case Arithmetic():
                 terms = self._terms(term.parts)
@@ -226,6 +231,17 @@ class Grounding:
                 terms = self._terms(term.parts)
                 return self._computed(self._applied(term.symbol, terms), term.symbol.name, terms)
         raise TypeError(f"no grounding for {type(term).__name__}")
+
+    def _number(self, value: Any) -> Tensor:
+        """A tensor for a number, as exact as degrees are; always the same one, since keys hold its id."""
+        if isinstance(value, Tensor):
+            return value
+        key = ("number", id(value))
+        if key not in self.calls:
+            exact = torch.promote_types(self.dtype, torch.get_default_dtype())
+            dtype = exact if isinstance(value, float) else None
+            self.calls[key] = torch.as_tensor(value, dtype=dtype, device=self.device)
+        return self.calls[key]
 
     def _computed(self, made: Values, name: str, terms: list[_Individuals]) -> _Individuals:
         rows = made.tensor if _is_rows(made.tensor, len(made.axes)) else None
@@ -299,12 +315,12 @@ class Grounding:
         for term in terms:
             tensor = aligned(term.values(), term.axes, axes)
             features = tensor.shape[len(axes) :]
-            arguments.append(tensor.expand(*sizes, *features).reshape(rows, *features))
+            arguments.append(tensor.expand([*sizes, *features]).reshape([rows, *features]))
         made = function(*arguments)
         if not isinstance(made, Tensor) or made.dim() == 0 or len(made) != rows:
             shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise ValueError(f"{symbol.name}: wanted ({rows}, ...) from its callable, got {shape}")
-        return made.reshape(*sizes, *made.shape[1:])
+        return made.reshape([*sizes, *made.shape[1:]])
 
     # Atoms
 
@@ -320,7 +336,7 @@ class Grounding:
         symbol = atom.symbol
         grounding = self.of(symbol)
         if isinstance(grounding, bool | int | float):
-            grounding = torch.tensor(grounding, device=self.device)
+            grounding = self._number(grounding)
         terms = self._terms(atom.parts)
         if symbol.gives == "mask":
             return self._crisp(self.mask(atom), sign)
@@ -342,6 +358,8 @@ class Grounding:
         tensor = made.tensor.squeeze(-1) if made.tensor.dim() == len(made.axes) + 1 else made.tensor
         if tensor.dim() != len(made.axes):
             raise ValueError(f"{symbol.name}: wanted (rows,) from its callable, got more axes")
+        if self.validate and symbol.gives == "truth":
+            check_degrees(symbol.name, tensor)
         key = (symbol.name, "one", id(made.tensor))  # one tensor for `_read` to know again
         tensor = self.calls.setdefault(key, tensor)
         return Values(self._read(symbol, tensor)[sign], made.axes)
@@ -440,10 +458,10 @@ class Grounding:
             return Values(flat.bool(), made.axes)
         terms = self._terms(atom.parts)
         if is_index_list(table, atom.symbol):
-            sizes = [self._row_count(term, table, number) for number, term in enumerate(terms)]
+            pairs = _index_list(table, atom.symbol)
+            sizes = [self._row_count(term, pairs, number) for number, term in enumerate(terms)]
             key = (atom.symbol.name, "dense", tuple(sizes))
             if key not in self.calls:
-                pairs = table.reshape(len(table), atom.symbol.arity)
                 dense = torch.zeros(sizes, dtype=torch.bool, device=table.device)
                 dense[tuple(pairs.unbind(1))] = True
                 self.calls[key] = dense
@@ -453,8 +471,10 @@ class Grounding:
         return self._picked(atom.symbol, table, terms)
 
     def _row_count(self, term: _Individuals, pairs: Tensor, number: int) -> int:
-        column = pairs.reshape(len(pairs), -1)[:, number]
+        column = pairs[:, number]
         top = int(column.max()) + 1 if len(column) else 0
+        if len(column) and column.min() < 0:
+            raise ValueError(f"an index list has row {int(column.min())}; rows are counted from 0")
         if term.rows is None:
             count = self.size(term.axes[0])
             if top > count:
@@ -476,9 +496,10 @@ class Grounding:
             return None
         if any(self.variable(var).rows is not None for var in variables):
             return None
+        pairs = _index_list(table, guard.symbol)
         for number, var in enumerate(variables):
-            self._row_count(self.variable(var), table, number)
-        return table.reshape(len(table), guard.symbol.arity)
+            self._row_count(self.variable(var), pairs, number)
+        return pairs
 
     def gathered(self, picks: Mapping[str, Tensor], axis: str) -> Grounding:
         """The same, with the axes in ``picks`` replaced by one, ``axis``, of these rows of each."""
@@ -556,6 +577,26 @@ def is_index_list(table: object, symbol: Func | Pred) -> bool:
     """Whether the grounding of a mask lists rows."""
     is_mask = isinstance(symbol, Pred) and symbol.gives == "mask"
     return is_mask and isinstance(table, Tensor) and table.dtype == torch.int64
+
+
+def _index_list(table: Tensor, symbol: Pred) -> Tensor:
+    """As (pairs, arguments); those of one argument may be (pairs,)."""
+    wanted = (len(table), symbol.arity)
+    if table.shape != wanted and not (symbol.arity == 1 and table.dim() == 1):
+        raise ValueError(f"{symbol.name}: wanted an index list {wanted}, got {tuple(table.shape)}")
+    return table.reshape(wanted)
+
+
+def check_degrees(name: str, degrees: Tensor) -> None:
+    """Refuse numbers outside of [0, 1]."""
+    if not degrees.numel():
+        return
+    low, high = degrees.detach().aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"{name}: degrees of truth lie in [0, 1], got {low.item():g} to {high.item():g}; declare "
+            f"Pred({name!r}, ..., gives='logits') if they are logits"
+        )
 
 
 def _clipped_logs(degrees: Tensor, floor: float) -> tuple[Tensor, Tensor]:

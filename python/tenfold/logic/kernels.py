@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,9 +36,6 @@ class Kernels:
 
     fused: bool
     record: list[Done] | None = None
-    title: str = ""
-    """Of the formula that is computed, for the record."""
-    done: dict[str, list[Done]] = field(default_factory=dict)
 
     @property
     def ops(self) -> Any:

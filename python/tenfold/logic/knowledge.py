@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tenfold.logic import reference
 from tenfold.logic.execute import Run
 from tenfold.logic.explain import Explanation
-from tenfold.logic.groundings import Grounding, Values, aligned, is_index_list
+from tenfold.logic.groundings import Grounding, Values, aligned, check_degrees, is_index_list
 from tenfold.logic.kernels import Done, Kernels
 from tenfold.logic.parser import Parser
 from tenfold.logic.plan import Lowering
@@ -72,8 +72,9 @@ class KnowledgeBase:
         **named: Formula | str | Axiom,
     ) -> None:
         given = [(axiom, "") for axiom in axioms] + [(axiom, name) for name, axiom in named.items()]
-        trees = [a.formula if isinstance(a, Axiom) else a for a, _ in given if not isinstance(a, str)]
-        self.parser = Parser(*{**named_in(*trees), **{symbol.name: symbol for symbol in symbols}}.values())
+        formulas = [axiom.formula if isinstance(axiom, Axiom) else axiom for axiom, _ in given]
+        trees = [formula for formula in formulas if isinstance(formula, Formula)]
+        self.parser = Parser(*named_in(*trees).values(), *symbols)
         self.axioms = tuple(self._axiom(axiom, name) for axiom, name in given)
         if not self.axioms:
             raise ValueError("axioms: wanted at least one")
@@ -109,8 +110,8 @@ class KnowledgeBase:
 
         ``backend``: "fused" factorises and calls tenfold.ops.fuzzy, "torch" factorises and calls the twins
         in plain torch, "reference" broadcasts every formula over all its axes.
-        ``validate``: the first call checks that degrees lie in [0, 1], and that index lists have no row
-        twice.
+        ``validate``: calls up to the first that gives a Satisfaction check that degrees lie in [0, 1], and
+        that index lists have no row twice.
         """
         for what in trivial_optima([axiom.formula for axiom in self.axioms]):
             warnings.warn(
@@ -143,7 +144,7 @@ class CompiledKnowledge(nn.Module):
         self._steps = [self._lowering.lower(axiom.formula) for axiom in knowledge.axioms]
         self._declared = _Declared(knowledge.symbols)
 
-    def forward(self, step: int | None = None, **groundings: Any) -> Satisfaction:
+    def forward(self, *, step: int | None = None, **groundings: Any) -> Satisfaction:
         """Degrees of the axioms; ``step`` is for schedules."""
         return self._satisfaction(step, groundings, None)
 
@@ -162,6 +163,7 @@ class CompiledKnowledge(nn.Module):
                 values.append(run.value(plan).tensor)
             else:
                 values.append(reference.evaluate(axiom.formula, run.grounding, semantics).tensor)
+        self._validate = False
         values = [value.reshape(()) for value in values]
         total = reference.total(values, [axiom.weight for axiom in axioms], semantics)
         degrees = {axiom.name: value for axiom, value in zip(axioms, values, strict=True)}
@@ -215,18 +217,13 @@ class CompiledKnowledge(nn.Module):
         symbols: Mapping[str, Named],
     ) -> Run:
         known = {**self.knowledge.symbols, **symbols}
-        for name in groundings:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f" (did you mean {close[0]}?)" if close else ""
-                raise TypeError(f"{name}: no symbol of the knowledge base{hint}; it has {', '.join(known)}")
+        check_names(groundings, known)
         given = {**_attached(symbols), **self._declared.groundings(), **groundings}
         if self._validate:
-            _check_degrees(given, known)
-            self._validate = False
+            _check_tables(given, known)
         kernels = Kernels(self.backend == "fused")
         floor = semantics.floor if isinstance(semantics, LogProduct) else None
-        return Run(Grounding(given, known, roots, floor, kernels.ops), semantics, kernels)
+        return Run(Grounding(given, known, roots, floor, kernels.ops, self._validate), semantics, kernels)
 
 
 class _Declared(nn.Module):
@@ -264,7 +261,16 @@ def _attached(symbols: Mapping[str, Named]) -> dict[str, Any]:
     return found
 
 
-def _check_degrees(given: Mapping[str, Any], symbols: Mapping[str, Named]) -> None:
+def check_names(names: Iterable[str], known: Mapping[str, Named]) -> None:
+    """Refuse names that are no symbol."""
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise TypeError(f"{name}: no symbol of the knowledge base{hint}; it has {', '.join(known)}")
+
+
+def _check_tables(given: Mapping[str, Any], symbols: Mapping[str, Named]) -> None:
     """Refuse degrees outside of [0, 1], and index lists with a row twice."""
     for name, value in given.items():
         symbol = symbols.get(name)
@@ -273,12 +279,7 @@ def _check_degrees(given: Mapping[str, Any], symbols: Mapping[str, Named]) -> No
         if is_index_list(value, symbol) and len(value.unique(dim=0)) < len(value):
             raise ValueError(f"{name}: an index list names each row once, got one twice")
         if symbol.gives == "truth":
-            low, high = value.detach().aminmax()
-            if not (low >= 0 and high <= 1):
-                raise ValueError(
-                    f"{name}: degrees of truth lie in [0, 1], got {low.item():g} to {high.item():g}; declare "
-                    f"Pred({name!r}, ..., gives='logits') if they are logits"
-                )
+            check_degrees(name, value)
 
 
 def _ordered(made: Values, root: Node) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tenfold.logic.groundings import Axes, Guard, Values, aligned, union
 from tenfold.logic.plan import Connect, Step
 from tenfold.logic.semantics import Fuzzy
+from tenfold.ops.reference import fuzzy as reference
 
 if TYPE_CHECKING:
     from tenfold.logic.execute import Run
@@ -218,8 +219,7 @@ class _Summation:
         total = sum((aligned(*mean, axes) for mean in means[1:]), aligned(*means[0], axes))
         count = aligned(*counts, axes)
         mean = total / count.clamp(min=1)
-        some = mean > 0
-        root = torch.where(some, torch.where(some, mean, 1.0).pow(1 / p), 0.0)
+        root = reference.root(mean, p)
         made = 1 - root if kind == "pmean_error" else root
         made = torch.where(count > 0, made, float(quantifier == "forall"))
         inputs = [value.tensor for value in self.made.values()]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tenfold.logic.knowledge import CompiledKnowledge, KnowledgeBase
+from tenfold.logic.knowledge import CompiledKnowledge, KnowledgeBase, check_names
 from tenfold.logic.semantics import Fuzzy, LogProduct
 from tenfold.logic.syntax import Formula, Pred, named_in
 
@@ -43,7 +43,7 @@ def refute(
     knowledge: KnowledgeBase,
     formula: Formula | str,
     semantics: Fuzzy | LogProduct,
-    start: Mapping[str, Tensor],
+    start: Mapping[str, Tensor | float],
     *,
     fixed: Mapping[str, Any] | None = None,
     level: float = LEVEL,
@@ -56,6 +56,7 @@ def refute(
 
     Args:
         start: where the search begins, by name: degrees (kept in [0, 1]), logits, features, constants.
+            Schedules of the semantics follow the search's steps.
         fixed: groundings that stay as they are.
         level: q, above 1/2.
         alpha, beta: of the penalty for missing q by d: beta d above 0, else alpha (e^d - 1).
@@ -76,7 +77,7 @@ def brave(
     knowledge: KnowledgeBase,
     formula: Formula | str,
     semantics: Fuzzy | LogProduct,
-    starts: Iterable[Mapping[str, Tensor]],
+    starts: Iterable[Mapping[str, Tensor | float]],
     *,
     fixed: Mapping[str, Any] | None = None,
     level: float = LEVEL,
@@ -100,7 +101,7 @@ def _searched(
     knowledge: KnowledgeBase,
     formula: Formula | str,
     semantics: Fuzzy | LogProduct,
-    start: Mapping[str, Tensor],
+    start: Mapping[str, Tensor | float],
     fixed: Mapping[str, Any],
     level: float,
     steps: int,
@@ -111,33 +112,42 @@ def _searched(
     if not 0.5 < level < 1:
         raise ValueError(f"level: wanted 0.5 < level < 1, got {level}")
     query = knowledge.read(formula)
+    symbols = {**knowledge.symbols, **named_in(query)}
+    check_names({**fixed, **start}, symbols)
     if query.free:
         raise query.fault(f"{query.free[0].name} is not bound by a quantifier", query.free[0])
     module = CompiledKnowledge(knowledge, semantics, "fused", validate=False)
-    symbols = {**knowledge.symbols, **named_in(query)}
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
+    leaves = {name: _leaf(name, value) for name, value in start.items()}
     degrees = [
         leaf
         for name, leaf in leaves.items()
         if isinstance(symbol := symbols.get(name), Pred) and symbol.gives == "truth"
     ]
 
-    def both() -> tuple[Tensor, Tensor]:
+    def both(step: int) -> tuple[Tensor, Tensor]:
         given = {**fixed, **leaves}
         kept = {name: value for name, value in given.items() if name in knowledge.symbols}
         asked = {name: value for name, value in given.items() if name in named_in(query)}
-        return module(**kept).total, module.truth(query, **asked)
+        return module(step=step, **kept).total, module.truth(query, step=step, **asked)
 
     optimizer = torch.optim.Adam(leaves.values(), lr=rate)
-    for _ in range(steps):
+    for step in range(steps):
         optimizer.zero_grad()
-        loss(*both()).backward()
+        loss(*both(step)).backward()
         optimizer.step()
         with torch.no_grad():
             for leaf in degrees:
                 leaf.clamp_(0, 1)
     with torch.no_grad():
-        satisfied, truth = (float(value) for value in both())
+        satisfied, truth = (float(value) for value in both(steps))
     refuted = satisfied >= level and truth < level
     ends = {name: leaf.detach() for name, leaf in leaves.items()} if refuted else None
     return Entailment(not refuted, satisfied, truth, ends)
+
+
+def _leaf(name: str, value: Tensor | float) -> Tensor:
+    """What the search changes, a copy."""
+    leaf = torch.as_tensor(value).detach().clone()
+    if not leaf.is_floating_point():
+        raise TypeError(f"{name}: the search changes it, so wanted floats to start from, got {leaf.dtype}")
+    return leaf.requires_grad_()

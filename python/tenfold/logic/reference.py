@@ -167,4 +167,4 @@ def total(values: list[Tensor], weights: list[float], semantics: Fuzzy | LogProd
     p = power(None, semantics.total)
     error = 1 - (1 - semantics.eps) * stacked
     mean = (weight * error.pow(p)).sum() / weight.sum()
-    return 1 - torch.where(mean > 0, torch.where(mean > 0, mean, 1.0).pow(1 / p), 0.0)
+    return 1 - ops.root(mean, p)

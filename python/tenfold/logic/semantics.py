@@ -69,7 +69,7 @@ class Aggregator:
         least, word = (1.0, "p") if self.kind.startswith("pmean") else (0.0, "alpha")
         if isinstance(self.level, bool) or not isinstance(self.level, int | float):
             raise TypeError(f"{word}: wanted a number or a schedule, got {self.level!r}")
-        if self.level < least or self.level == 0 or self.level == float("inf"):
+        if not least <= self.level < float("inf") or self.level == 0:
             wanted = "at least 1" if least else "above 0"
             raise ValueError(f"{word}: wanted a number {wanted}, got {self.level}")
 

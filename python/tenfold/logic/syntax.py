@@ -423,7 +423,8 @@ class Quantified(Formula):
     ) -> None:
         for part in (body, guard):
             if not isinstance(part, Formula) and part is not None:
-                raise TypeError(f"{kind} wants a formula, got {_told(part)}")
+                hint = "; terms are compared by .eq() and .ne()" if isinstance(part, bool) else ""
+                raise TypeError(f"{kind} wants a formula, got {_told(part)}{hint}")
         if p is not None and not (isinstance(p, int | float) and 1 <= p < math.inf):
             raise ValueError(f"p: wanted a number of at least 1, got {p!r}")
         self.kind, self.variables, self.body, self.guard = kind, variables, body, guard

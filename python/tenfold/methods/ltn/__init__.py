@@ -24,4 +24,4 @@ def _command(module: str) -> Callable[[list[str]], int]:
     return run
 
 
-COMMANDS = {name: _command(name) for name in ("train", "evaluate", "reproduce")}
+COMMANDS = {name: _command(name) for name in ("train", "evaluate", "sample", "reproduce")}

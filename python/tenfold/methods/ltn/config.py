@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,11 +46,13 @@ class LTNConfig:
                 raise ValueError(f"{name}: wanted a positive number, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: wanted 0 to below 2**63, got {self.seed}")
-        if min(self.p_forall, *self.p_exists) < 1:
+        if not 0 <= self.eps < 0.5:
+            raise ValueError(f"eps: wanted 0 <= eps < 0.5, got {self.eps}")
+        if min(self.p_forall, *self.p_exists, math.inf) < 1:
             raise ValueError(
                 f"p_forall, p_exists: wanted at least 1, got {self.p_forall} and {self.p_exists}"
             )
-        if len(self.p_starts) != len(self.p_exists) or self.p_starts[0] != 0:
+        if len(self.p_starts) != len(self.p_exists) or self.p_starts[:1] != (0,):
             raise ValueError(f"p_starts: wanted one epoch for each p_exists, from 0, got {self.p_starts}")
         if list(self.p_starts) != sorted(set(self.p_starts)):
             raise ValueError(f"p_starts: wanted rising epochs, got {self.p_starts}")
@@ -69,7 +72,7 @@ def clustering() -> LTNConfig:
 
 
 def laptop() -> LTNConfig:
-    """Addition of digits with 3,000 pairs; a few minutes on two cores."""
+    """Addition of digits with 3,000 pairs; about a minute."""
     return LTNConfig(
         task="addition", epochs=20, p_exists=(1.0, 2.0, 4.0, 6.0), p_starts=(0, 4, 8, 12), train=3_000
     )

@@ -31,18 +31,23 @@ class EvaluateOptions:
 
 def main(argv: list[str]) -> int:
     """Run `tenfold evaluate ltn`."""
+    run = RunDirectory.open(parse(EvaluateOptions, argv, "tenfold evaluate ltn").run)
+    evaluate(run, *trained(run))
+    print(run.path / "report.md")
+    return 0
+
+
+def trained(run: RunDirectory) -> tuple[Task, int]:
+    """The task of a run with the weights of its newest checkpoint, and the steps it has taken."""
     from tenfold.methods.ltn.train import read_config
 
-    run = RunDirectory.open(parse(EvaluateOptions, argv, "tenfold evaluate ltn").run)
     config, _ = read_config(run)
     newest = checkpoint.latest(run.checkpoints)
     if newest is None:
         raise UserError(f"{run.path} has no checkpoint yet; go on with --resume {run.path}")
     task, loaded = make_task(config), checkpoint.load(newest, ["weights"])
     checkpoint.load_module(task.network, loaded.tensors["weights"], newest)
-    evaluate(run, task, loaded.step)
-    print(run.path / "report.md")
-    return 0
+    return task, loaded.step
 
 
 def evaluate(run: RunDirectory, task: Task, step: int) -> dict[str, float]:

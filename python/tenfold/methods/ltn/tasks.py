@@ -48,6 +48,10 @@ class Task(ABC):
     def measure(self, step: int) -> dict[str, float]:
         """What the trained network reaches."""
 
+    def examples(self, step: int) -> dict[str, Any]:
+        """Groundings to ask about: of individuals that training has not seen, where there are some."""
+        return self.groundings(step)
+
     def loss(self, step: int) -> Tensor:
         """1 - satisfaction of the theory at a step."""
         epoch = step // self.steps_per_epoch
@@ -128,6 +132,11 @@ class AdditionTask(Task):
         """A batch of pairs."""
         rows = self.order.batch(step)
         return {"x": self.left[rows], "y": self.right[rows], "n": self.sums[rows], "digit": self.network}
+
+    def examples(self, step: int) -> dict[str, Any]:
+        """The test pairs."""
+        left, right, sums = self.test
+        return {"x": left, "y": right, "n": sums, "digit": self.network}
 
     @torch.no_grad()
     def measure(self, step: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tenfold.engine import checkpoint
 from tenfold.engine.config import from_dict, to_dict
 from tenfold.engine.interrupt import Interrupt
 from tenfold.engine.metrics import MetricsLog
-from tenfold.engine.options import parse
+from tenfold.engine.options import Parser, parse
 from tenfold.engine.progress import progress
 from tenfold.engine.run import RunDirectory, default_path, refuse_used
 from tenfold.errors import UserError
@@ -50,13 +51,22 @@ class Facts:
 
 def main(argv: list[str]) -> int:
     """Run `tenfold train ltn`."""
-    presets = {name: TrainOptions(config=make()) for name, make in PRESETS.items()}
+    presets = {name: TrainOptions(config=config) for name, config in _presets(argv).items()}
     options = parse(TrainOptions, argv, "tenfold train ltn", presets=presets)
     if options.resume is None:
         return start(options)
-    if replace(options, resume=None) != next(iter(presets.values())):
+    if replace(options, resume=None) != TrainOptions():
         raise UserError("--resume takes the run's own configuration; leave the other options out")
     return resume(options.resume)
+
+
+def _presets(argv: Sequence[str]) -> dict[str, LTNConfig]:
+    """Those of the task on the command line, or all; a wrong task is refused with the options."""
+    parser = Parser("tenfold train ltn", add_help=False)
+    parser.add_argument("--task", default="")
+    task = parser.parse_known_args(list(argv))[0].task
+    made = {name: make() for name, make in PRESETS.items()}
+    return {name: config for name, config in made.items() if config.task == task} or made
 
 
 def start(options: TrainOptions) -> int:

@@ -83,17 +83,31 @@ def log_mean_exp(v: Tensor, mask: Tensor, dims: list[int], alpha: float, average
     total = (alpha * (v - most)).exp().sum(dims)
     if average:
         total = total / mask.sum(dims).clamp(min=1)
-    some = total > 0
+    some = total != 0  # NaN stays
     logs = torch.where(some, total, 1.0).log() / alpha + most.squeeze(dims)
     return torch.where(some, logs, -math.inf)
 
 
+_MODEST = 8  # a power that numbers which matter survive
+
+
 def power_mean(u: Tensor, mask: Tensor, dims: list[int], p: float) -> Tensor:
     """(mean u^p)^(1/p); 0, with zero gradients, where all are 0 and p > 1."""
-    mean = _mean(u if p == 1 else torch.where(mask, u, 0.0).pow(p), mask, dims)
+    if p == 1:
+        return _mean(u, mask, dims)
+    u = torch.where(mask, u, 0.0)
+    if p <= _MODEST:
+        return root(_mean(u.pow(p), mask, dims), p)
+    most = u.detach().amax(dims, keepdim=True)
+    most = torch.where(most == 0, 1.0, most)  # so that a high power of the largest is not 0
+    return root(_mean((u / most).pow(p), mask, dims), p) * most.squeeze(dims)
+
+
+def root(mean: Tensor, p: float) -> Tensor:
+    """mean^(1/p); where it is 0 and p > 1 the gradient is 0."""
     if p == 1:
         return mean
-    some = mean > 0
+    some = mean != 0  # NaN stays
     return torch.where(some, torch.where(some, mean, 1.0).pow(1 / p), 0.0)
 
 
