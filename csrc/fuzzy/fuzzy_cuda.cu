@@ -232,7 +232,7 @@ template <class N>
 __device__ __forceinline__ N prepared(const Reduction& reduction, N value) {
   const N moved = static_cast<N>(reduction.before.scale) * value + static_cast<N>(reduction.before.shift);
   if (!reduction.logged) return moved;
-  return moved > 0 ? number_log(moved) : least_of_all<N>();
+  return moved > 0 ? number_log(moved) : moved <= 0 ? least_of_all<N>() : moved;
 }
 
 template <class N>

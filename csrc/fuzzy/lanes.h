@@ -72,13 +72,15 @@ inline Floats natural_log(Floats x) {
 }
 inline double natural_log(double x) { return __builtin_log(x); }
 
-// The same from 0 on: -inf there, and numbers that are not normal count as the least that is.
+// The same from 0 on: -inf there and below, and numbers that are not normal count as the least that is.
 inline Floats log_from_zero(Floats x) {
   constexpr float kLeast = 1.17549435e-38f;
   const Floats value = natural_log(larger(splat(kLeast), x));
-  return x > 0.0f ? value : splat(-kInfinity);
+  return x > 0.0f ? value : (x <= 0.0f ? splat(-kInfinity) : x);
 }
-inline double log_from_zero(double x) { return x > 0.0 ? __builtin_log(x) : -static_cast<double>(kInfinity); }
+inline double log_from_zero(double x) {
+  return x > 0.0 ? __builtin_log(x) : x <= 0.0 ? -static_cast<double>(kInfinity) : x;
+}
 
 // Whether any lane is below a bound, or no number.
 inline bool any_below(Floats x, float bound) {

@@ -196,7 +196,7 @@ class Product {
       if (any_below(sum, kTiny(N{}))) {
         Lanes<N> top;
         const Lanes<N> own = own_sum(batch, x, z, &top);
-        value = own > N(0) ? top + natural_log(own) * inverse_alpha : splat(static_cast<N>(-kInfinity));
+        value = own <= N(0) ? splat(static_cast<N>(-kInfinity)) : top + natural_log(own) * inverse_alpha;
       }
       N lanes[kLanes<N>];
       write(lanes, value - count);

@@ -411,6 +411,17 @@ def test_a_nan_is_not_lost():
         x[2, 3] = math.nan
         out = log_quantify([x, logs(5, seed=1)], ["xy", "x"], "y", conn=conn, quant=quant)
         assert out.isnan().tolist() == [False, False, True, False, False]
+    for dtype, p in itertools.product((torch.float32, torch.float64), (1.0, 2.0, 2.5, 4.0, 5.0, 6.0)):
+        degrees = torch.rand(5, 40, dtype=dtype)
+        degrees[2, 3] = math.nan
+        for of in (pmean, pmean_error):
+            assert of(degrees, 1, p).isnan().tolist() == [False, False, True, False, False]
+    for dtype in (torch.float32, torch.float64):
+        a, b = logs(5, 40).to(dtype), logs(40, 20, seed=1).to(dtype)
+        a[2, 3] = math.nan
+        assert logmatmul(a, b).isnan().all(1).tolist() == [False, False, True, False, False]
+        b[7, 11] = math.nan
+        assert logmatmul(a, b)[0].isnan().nonzero().flatten().tolist() == [11]
 
 
 # ---- guards ----
