@@ -165,7 +165,7 @@ def test_the_table_is_made_from_the_files_alone(tmp_path):
         "evaluation": {"sat": 0.8},
     }  # fmt: skip
     (tmp_path / f"{cell.name}.json").write_text(json.dumps(result))
-    lines = reproduce.table_lines(reproduce.ReproduceOptions(results=tmp_path))
+    lines = reproduce.table_lines(tmp_path, list(reproduce.plan_cells()))
     assert "| smokes | 1 | sat | 0.800 | 0.800 | 0.846 | not reached |" in lines
     assert any("not run yet: smokes seed 1" in line for line in lines)
 

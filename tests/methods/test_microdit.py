@@ -361,8 +361,8 @@ def test_a_gradient_that_is_no_number_is_never_saved(pictures, text_encoder, tmp
 
 
 def test_a_cell_that_is_not_planned_is_refused(tmp_path, capsys):
-    assert main(["reproduce", "microdit", "--cell", "p9", "--results", str(tmp_path)]) == 2
-    assert "--cell p9" in capsys.readouterr().err
+    assert main(["reproduce", "microdit", "--cells", "p9", "--results", str(tmp_path)]) == 2
+    assert "--cells p9" in capsys.readouterr().err
 
 
 def test_presets_and_plan_are_valid_and_cells_have_names_of_their_own():

@@ -1,12 +1,21 @@
 """The document of a plan: its rules applied to made-up results, and its table."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 
 from tenfold.errors import UserError
 from tenfold.methods.microdit.findings import findings, winner
-from tenfold.methods.microdit.tables import MARK, write_tables
+from tenfold.methods.microdit.tables import write_tables
+
+MARK = "<!-- Everything below is written by tenfold reproduce microdit; text above is kept. -->"
+
+
+@dataclass(frozen=True)
+class Planned:
+    arm: str
+    name: str
 
 
 def result(arm="p8", seed=0, pixels=0.5, features=0.5, heldout=0.3, parameters=100):
@@ -71,7 +80,7 @@ def test_a_damaged_result_is_named(tmp_path, content):
     file = tmp_path / "p8-seed0-x.json"
     file.write_text(content)
     with pytest.raises(UserError, match=str(file)):
-        write_tables(tmp_path, tmp_path / "table.md", {"p8-seed0-x": "p8"})
+        write_tables(tmp_path, tmp_path / "table.md", [Planned("p8", "p8-seed0-x")])
 
 
 def test_nothing_is_said_of_an_unfinished_comparison():
@@ -84,7 +93,7 @@ def test_the_table_has_controls_and_keeps_the_text_above_it(tmp_path):
     for seed, pixels in enumerate((0.90, 0.94)):
         (tmp_path / f"laptop-seed{seed}-x.json").write_text(json.dumps(result("laptop", seed, pixels=pixels)))
     (tmp_path / "laptop-seed0-another.json").write_text(json.dumps(result("laptop", pixels=0.0)))
-    write_tables(tmp_path, target, {f"laptop-seed{seed}-x": "laptop" for seed in range(3)})
+    write_tables(tmp_path, target, [Planned("laptop", f"laptop-seed{seed}-x") for seed in range(3)])
     text = target.read_text()
     assert text.startswith("# Title\n\nBy hand.\n")
     assert "stale row" not in text

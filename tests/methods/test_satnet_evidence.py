@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from tenfold.cli import main
+from tenfold.engine import cells as engine_cells
 from tenfold.methods.satnet import cells, cluster, findings, gradient, reproduce
 from tenfold.methods.satnet.plan import MAPPING_SEEDS, laptop_cells, mapping_settings, plan_cells
-from tenfold.methods.satnet.tables import MARK, table_text, write_tables
+from tenfold.methods.satnet.tables import table_text, write_tables
+
+MARK = "<!-- Everything below is written by tenfold reproduce satnet; text above is kept. -->"
 
 
 def test_cells_have_names_of_their_own_and_the_plan_s_counts():
@@ -176,7 +179,7 @@ def test_the_primary_contrast_is_judged_by_all_its_pairs_alone(tmp_path):
 
 def test_no_cell_begins_after_the_plan_s_hours(tmp_path, capsys, monkeypatch):
     begun = []
-    monkeypatch.setattr(reproduce, "_run_in_process", lambda group, options: begun.append(group) or 0)
+    monkeypatch.setattr(engine_cells, "_run_in_process", lambda *job: begun.append(job) or 0)
     options = ["--results", str(tmp_path), "--table", str(tmp_path / "t.md"), "--only", "permuted"]
     for seconds, expected in ((reproduce.CORE_SECONDS - 1, 1), (reproduce.CORE_SECONDS, 0)):
         first = next(iter(plan_cells()))

@@ -5,6 +5,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+INTERRUPTED = 130  # exit status of a command that Ctrl-C has ended: 128 + SIGINT, as shells report it
+
 
 class Interrupt:
     """Context manager: the first SIGINT or SIGTERM sets `.requested`, a second raises KeyboardInterrupt.

@@ -14,7 +14,7 @@ import torch
 from tenfold import __version__
 from tenfold.engine import checkpoint
 from tenfold.engine.config import from_dict, to_dict
-from tenfold.engine.interrupt import Interrupt
+from tenfold.engine.interrupt import INTERRUPTED, Interrupt
 from tenfold.engine.metrics import MetricsLog
 from tenfold.engine.options import Parser, parse
 from tenfold.engine.progress import progress
@@ -26,7 +26,6 @@ from tenfold.methods.ltn.tasks import Task, make_task
 
 CHECKPOINTS = 10
 LOGS = 50  # lines of metrics.jsonl in a run
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tenfold.diffusion.dit import DiTConfig
 from tenfold.diffusion.edm import EDMConfig
-from tenfold.engine.atomic import atomic_write
+from tenfold.engine.cells import Job, chosen, result_file, run_jobs, run_named
 from tenfold.engine.config import config_hash, to_dict
 from tenfold.engine.machine import processor
 from tenfold.engine.metrics import read_metrics
 from tenfold.engine.options import parse
+from tenfold.engine.results import write_result
 from tenfold.engine.run import RunDirectory
-from tenfold.errors import UserError
 from tenfold.methods.microdit.config import MicroDiTConfig, laptop, laptop64
 from tenfold.methods.microdit.run import read_config
 from tenfold.methods.microdit.tables import table_text, write_tables
@@ -77,31 +72,24 @@ class ReproduceOptions:
     """Folder of the run directories, which let a killed cell go on."""
     table: Path = Path("docs/microdit.md")
     """The document made from the results."""
-    cell: str = ""
-    """Run the cell of this name in this process (used by the command itself)."""
+    cells: tuple[str, ...] = ()
+    """Run the cells of these names in this process (used by the command itself)."""
 
 
 def main(argv: list[str]) -> int:
     """Run `tenfold reproduce microdit`."""
     options = parse(ReproduceOptions, argv, "tenfold reproduce microdit")
     cells = list(laptop_cells() if options.laptop else plan_cells())
-    arms = {cell.arm for cell in cells}
-    for arm in options.only:
-        if arm not in arms:
-            raise UserError(f"--only {arm}: no such arm; the plan has {', '.join(sorted(arms))}")
-    if options.cell:
-        named = [cell for cell in cells if cell.name == options.cell]
-        if not named:
-            raise UserError(f"--cell {options.cell}: no such cell in the plan")
-        return _run_cell(named[0], options)
-    wanted = [cell for cell in cells if not options.only or cell.arm in options.only]
-    for batch in _batches([cell for cell in wanted if not _result(options, cell).exists()]):
-        _run_together(batch, options)
-    planned = {cell.name: cell.arm for cell in cells}
+    if options.cells:
+        return run_named(cells, options, lambda cell, target: _run_cell(cell, options, target))
+    wanted = chosen(cells, options.only)
+    missing = [cell for cell in wanted if not result_file(options.results, cell).exists()]
+    jobs = (Job((cell.name,), cell.threads, cell.seconds / MINUTE) for cell in missing)
+    run_jobs("microdit", jobs, options, CORES)
     if options.laptop:  # no part of the plan's document
-        print(table_text(options.results, planned))
+        print(table_text(options.results, cells))
     else:
-        write_tables(options.results, options.table, planned)
+        write_tables(options.results, options.table, cells)
         print(options.table)
     return 0
 
@@ -150,41 +138,7 @@ def comparison_arms() -> dict[str, MicroDiTConfig]:
     return {arm: replace(config, steps=STEPS[arm]) for arm, config in arms.items()}
 
 
-def _batches(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
-    """Cells that run side by side: as many as there are cores for their threads."""
-    batch: list[Cell] = []
-    for cell in cells:
-        if sum(other.threads for other in batch) + cell.threads > CORES:
-            yield batch
-            batch = []
-        batch.append(cell)
-    if batch:
-        yield batch
-
-
-def _run_together(cells: list[Cell], options: ReproduceOptions) -> None:
-    with ThreadPoolExecutor(len(cells)) as pool:
-        codes = list(pool.map(lambda cell: _run_in_process(cell, options), cells))
-    for cell, code in zip(cells, codes, strict=True):
-        if code:
-            raise UserError(
-                f"cell {cell.name} failed with status {code}; its output is in {_log(options, cell)}"
-            )
-
-
-def _run_in_process(cell: Cell, options: ReproduceOptions) -> int:
-    command = [sys.executable, "-m", "tenfold", "reproduce", "microdit", "--cell", cell.name]
-    command += ["--results", str(options.results), "--runs", str(options.runs)]
-    command += ["--laptop"] if options.laptop else []
-    log = _log(options, cell)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{time.strftime('%H:%M:%S')} {cell.name}: {cell.seconds / MINUTE:g} minutes", flush=True)
-    with log.open("ab") as sink:
-        environment = os.environ | {"OMP_NUM_THREADS": str(cell.threads)}
-        return subprocess.run(command, stdout=sink, stderr=sink, env=environment, check=False).returncode
-
-
-def _run_cell(cell: Cell, options: ReproduceOptions) -> int:
+def _run_cell(cell: Cell, options: ReproduceOptions, target: Path) -> int:
     """Train (or go on with) the run of a cell and write its result file."""
     from tenfold.methods.microdit import train
 
@@ -209,11 +163,7 @@ def _run_cell(cell: Cell, options: ReproduceOptions) -> int:
         "evaluation": json.loads((path / "evaluation.json").read_text(encoding="utf-8")),
         "curve": _curve(run),
     }
-    target = _result(options, cell)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as sink:
-        json.dump(result, sink, indent=1)
-        sink.write("\n")
+    write_result(target, result)
     return 0
 
 
@@ -224,11 +174,3 @@ def _curve(run: RunDirectory, points: int = 40) -> list[list[float]]:
     if chosen[-1] is not rows[-1]:
         chosen.append(rows[-1])
     return [[row["step"], round(row["loss"], 5)] for row in chosen]
-
-
-def _result(options: ReproduceOptions, cell: Cell) -> Path:
-    return options.results / f"{cell.name}.json"
-
-
-def _log(options: ReproduceOptions, cell: Cell) -> Path:
-    return options.runs / f"{cell.name}.log"

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from tenfold.engine.atomic import atomic_write
+from tenfold.engine.cells import Cell, result_file
 from tenfold.engine.figures import curves
-from tenfold.errors import UserError
+from tenfold.engine.results import Result, read_arms, table_line, write_document
 from tenfold.methods.microdit.findings import findings, share
 
-Result = dict[str, Any]
-
 FIGURE = "microdit_loss.png"
-MARK = "<!-- Everything below is written by tenfold reproduce microdit; text above is kept. -->"
-_TITLE = "# MicroDiT: what it reaches on two CPU cores"
+_TITLE = "MicroDiT: what it reaches on two CPU cores"
 _INTRODUCTION = """\
 Made by `tenfold reproduce microdit` from the files in [results/microdit](results/microdit); the plan,
 with arms, seeds, machine and stop rules, is [plans/microdit.md](plans/microdit.md). Shares are of
@@ -34,73 +29,44 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def write_tables(results: Path, target: Path, planned: Mapping[str, str]) -> None:
-    """Write the document at `target` from the JSON files in `results`.
+def write_tables(results: Path, target: Path, planned: Sequence[Cell]) -> None:
+    """Write the document at `target` from the JSON files in `results`; text above the mark stays.
 
-    `planned` maps the name of each planned cell, which is its file's, to its arm. Files of other plans are
-    left out; what stands above the mark in `target` stays.
+    Files of other plans are left out.
     """
     arms = _arms(results, planned)
-    missing = [name.rpartition("-")[0] for name in planned if not (results / f"{name}.json").exists()]
+    missing = [cell.name.rpartition("-")[0] for cell in planned if not result_file(results, cell).exists()]
     everything = [result for found in arms.values() for result in found]
-    lines = [_above(target), MARK, "", _INTRODUCTION, "", *_table(arms)]
+    lines = [_INTRODUCTION, "", *_table(arms)]
     lines += ["", f"Machines: {'; '.join(_machines(arms))}."]
     if missing:
         lines += ["", "Planned and not run yet: " + ", ".join(missing) + "."]
     lines += ["", "## What held and what did not", "", *(f"- {text}" for text in findings(arms, missing))]
     lines += ["", "## Training loss", "", f"![training loss]({FIGURE})", "", _LOSSES]
-    target.parent.mkdir(parents=True, exist_ok=True)
     named = {f"{result['arm']}-seed{result['seed']}": result["curve"] for result in everything}
+    target.parent.mkdir(parents=True, exist_ok=True)
     curves(named, target.parent / FIGURE, "step", "training loss")
-    with atomic_write(target) as sink:
-        sink.write("\n".join(lines) + "\n")
+    write_document(target, "microdit", _TITLE, lines)
 
 
-def table_text(results: Path, planned: Mapping[str, str]) -> str:
+def table_text(results: Path, planned: Sequence[Cell]) -> str:
     """Return the table alone, of the planned cells that have run."""
     return "\n".join(_table(_arms(results, planned)))
 
 
-def _arms(results: Path, planned: Mapping[str, str]) -> dict[str, list[Result]]:
-    arms: dict[str, list[Result]] = {}
-    for name, arm in planned.items():
-        path = results / f"{name}.json"
-        if path.exists():
-            arms.setdefault(arm, []).append(_read(path))
-    return arms
+def _arms(results: Path, planned: Iterable[Cell]) -> dict[str, list[Result]]:
+    wanted = ("arm", "seed", "budget_seconds", "machine", "config", "facts", "evaluation", "curve")
+    return read_arms(results, planned, wanted)
 
 
 def _table(arms: Mapping[str, list[Result]]) -> list[str]:
     """One line for each arm, then the controls of each size of pictures."""
     everything = [result for found in arms.values() for result in found]
-    lines = [_line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
+    lines = [table_line(_COLUMNS), table_line(["---"] * len(_COLUMNS))]
     lines += [_row(arm, found) for arm, found in arms.items()]
     for size in sorted({result["config"]["model"]["image_size"] for result in everything}):
         lines += _controls([r for r in everything if r["config"]["model"]["image_size"] == size], size)
     return lines
-
-
-def _read(path: Path) -> Result:
-    wanted = ("arm", "seed", "budget_seconds", "machine", "config", "facts", "evaluation", "curve")
-    try:
-        result: Result = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in wanted if key not in result]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it, and its cell runs again") from error
-    if missing:
-        raise UserError(
-            f"{path}: is no result, {missing[0]!r} is missing; delete it, and its cell runs again"
-        )
-    return result
-
-
-def _above(target: Path) -> str:
-    text = target.read_text(encoding="utf-8") if target.exists() else ""
-    return text.partition(MARK)[0].rstrip() + "\n" if MARK in text else _TITLE + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _row(arm: str, found: list[Result]) -> str:
@@ -115,7 +81,7 @@ def _row(arm: str, found: list[Result]) -> str:
         _spread([r["curve"][-1][1] for r in found], "{:.3f}"),
         *(_spread([share(r, *which, "samples") for r in found], "{:.1f}") for which in _SHARES),
     ]
-    return _line(cells)
+    return table_line(cells)
 
 
 def _controls(found: list[Result], size: int) -> list[str]:
@@ -129,7 +95,7 @@ def _controls(found: list[Result], size: int) -> list[str]:
             sorted({form.format(share(result, *which, kind)) for result in found}, key=float)
             for which in _SHARES
         ]
-        rows.append(_line([title, "0", *[""] * 4, *(" to ".join(value) for value in values)]))
+        rows.append(table_line([title, "0", *[""] * 4, *(" to ".join(value) for value in values)]))
     return rows
 
 

@@ -18,7 +18,7 @@ from tenfold.diffusion.pixels import PixelScaling
 from tenfold.engine import checkpoint
 from tenfold.engine.budget import calibrate, parse_duration, steps_within
 from tenfold.engine.config import to_dict
-from tenfold.engine.interrupt import Interrupt
+from tenfold.engine.interrupt import INTERRUPTED, Interrupt
 from tenfold.engine.memory import peak_rss_bytes
 from tenfold.engine.metrics import MetricsLog, read_metrics, require_tensorboard
 from tenfold.engine.options import parse
@@ -35,7 +35,6 @@ CHECKPOINTS = 12
 LOG_EVERY = 10
 BUDGET = 600.0  # seconds
 BYTES_PER_PARAMETER = 20  # float32 weights, gradients, two moments of AdamW, and the average
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

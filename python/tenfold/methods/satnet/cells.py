@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from tenfold.engine import checkpoint
-from tenfold.engine.atomic import atomic_write
 from tenfold.engine.config import to_dict
 from tenfold.engine.machine import processor
 from tenfold.engine.metrics import read_metrics
+from tenfold.engine.results import write_result
 from tenfold.engine.run import RunDirectory
 from tenfold.methods.satnet import gradient, grounding, train
 from tenfold.methods.satnet.config import SATNetConfig, paper
@@ -64,10 +64,7 @@ def run_cell(cell: Cell, runs: Path, target: Path) -> int:
         "config": to_dict(replace(cell.config, initial="")),
         **found,
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as sink:
-        json.dump(result, sink, indent=1)
-        sink.write("\n")
+    write_result(target, result)
     return 0
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from tenfold.engine.results import Result
 from tenfold.methods.satnet.plan import ANCHORS, LINEAR, MAPPING_SEEDS, PARITY_ARMS, mapping_settings
 
-Result = dict[str, Any]
 Arms = Mapping[str, list[Result]]
 
 SUCCESS = 0.9

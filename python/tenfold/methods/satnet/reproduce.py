@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-import traceback
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tenfold.engine.cells import Job, chosen, result_file, run_jobs, run_named
 from tenfold.engine.options import parse
-from tenfold.errors import UserError
 from tenfold.methods.satnet.plan import Cell, laptop_cells, plan_cells
 
 CORES = 2  # single-thread cells run side by side
@@ -45,10 +40,11 @@ def main(argv: list[str]) -> int:
     options = parse(ReproduceOptions, argv, "tenfold reproduce satnet")
     cells = list(laptop_cells() if options.laptop else plan_cells())
     if options.cells:
-        return _run_here(cells, options)
-    chosen = _chosen(cells, options.only)
+        return run_named(cells, options, lambda cell, target: _run_cell(cell, options, target))
+    wanted = chosen(cells, options.only)
     if not options.table_only:
-        _run_groups(_groups([cell for cell in chosen if not _result(options, cell).exists()]), options, cells)
+        missing = [cell for cell in wanted if not result_file(options.results, cell).exists()]
+        run_jobs("satnet", _jobs(missing), options, CORES, lambda: _spent(options, cells) < CORE_SECONDS)
     from tenfold.methods.satnet.tables import table_text, write_tables
 
     if options.laptop:  # no part of the plan's document
@@ -59,19 +55,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _chosen(cells: list[Cell], only: tuple[str, ...]) -> list[Cell]:
-    arms = {cell.arm for cell in cells}
-    wanted: set[str] = set()
-    for name in only:
-        found = {arm for arm in arms if arm == name or (name.endswith("-") and arm.startswith(name))}
-        if not found:
-            raise UserError(f"--only {name}: no such arm; the plan has {', '.join(sorted(arms))}")
-        wanted |= found
-    return [cell for cell in cells if not only or cell.arm in wanted]
-
-
-def _groups(cells: list[Cell]) -> list[list[Cell]]:
-    """Cells that one process computes one after the other: short ones together, long ones alone."""
+def _jobs(cells: list[Cell]) -> Iterator[Job]:
+    """Short cells together, long ones alone."""
     groups: list[list[Cell]] = []
     for cell in cells:
         joins = groups and cell.kind == "mapping" == groups[-1][0].kind and len(groups[-1]) < GROUP
@@ -79,78 +64,19 @@ def _groups(cells: list[Cell]) -> list[list[Cell]]:
             groups[-1].append(cell)
         else:
             groups.append([cell])
-    return groups
-
-
-def _run_groups(groups: list[list[Cell]], options: ReproduceOptions, planned: list[Cell]) -> None:
-    """As many processes as there are cores, each with one thread; failures are named when all are done."""
-
-    def run(group: list[Cell]) -> int:
-        if _spent(options, planned) < CORE_SECONDS:
-            return _run_in_process(group, options)
-        print(f"{group[0].name}: left out, the plan's hours are over", flush=True)
-        return 0
-
-    with ThreadPoolExecutor(CORES) as pool:
-        codes = list(pool.map(run, groups))
-    failed = [(_log(options, group[0]), code) for group, code in zip(groups, codes, strict=True) if code]
-    if failed:
-        logs = ", ".join(f"{log} (status {code})" for log, code in failed)
-        raise UserError(
-            f"some cells failed; see the end of {logs}; the same command runs again what is missing"
-        )
+    for group in groups:
+        yield Job(tuple(cell.name for cell in group), minutes=sum(cell.seconds for cell in group) / 60)
 
 
 def _spent(options: ReproduceOptions, planned: list[Cell]) -> float:
     """Core-seconds of the cells that have a result."""
-    from tenfold.methods.satnet.tables import read_result
+    from tenfold.methods.satnet.tables import arms_of
 
-    files = (_result(options, cell) for cell in planned)
-    return sum(float(read_result(file)["seconds"]) for file in files if file.exists())
-
-
-def _run_in_process(group: list[Cell], options: ReproduceOptions) -> int:
-    command = [sys.executable, "-m", "tenfold", "reproduce", "satnet"]
-    command += ["--results", str(options.results), "--runs", str(options.runs)]
-    command += ["--laptop"] if options.laptop else []
-    command += ["--cells", *(cell.name for cell in group)]
-    log = _log(options, group[0])
-    log.parent.mkdir(parents=True, exist_ok=True)
-    minutes = sum(cell.seconds for cell in group) / 60
-    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-    print(f"{time.strftime('%H:%M:%S')} {group[0].name}{more}: about {minutes:.0f} minutes", flush=True)
-    with log.open("ab") as sink:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, stdout=sink, stderr=sink, env=environment, check=False).returncode
+    arms = arms_of(options.results, planned)
+    return sum(float(result["seconds"]) for found in arms.values() for result in found)
 
 
-def _run_here(cells: list[Cell], options: ReproduceOptions) -> int:
+def _run_cell(cell: Cell, options: ReproduceOptions, target: Path) -> int:
     from tenfold.methods.satnet.cells import run_cell
-    from tenfold.methods.satnet.train import INTERRUPTED
 
-    known = {cell.name: cell for cell in cells}
-    for name in options.cells:
-        if name not in known:
-            raise UserError(f"--cells {name}: no such cell in the plan")
-    status = 0
-    for name in options.cells:
-        target = _result(options, known[name])
-        if target.exists():
-            continue
-        try:
-            code = run_cell(known[name], options.runs, target)
-        except Exception:  # the others of the group are not to wait for it
-            traceback.print_exc()
-            code = 1
-        if code == INTERRUPTED:
-            return code
-        status = status or code
-    return status
-
-
-def _result(options: ReproduceOptions, cell: Cell) -> Path:
-    return options.results / f"{cell.name}.json"
-
-
-def _log(options: ReproduceOptions, cell: Cell) -> Path:
-    return options.runs / f"{cell.name}.log"
+    return run_cell(cell, options.runs, target)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tenfold.engine.atomic import atomic_write
+from tenfold.engine.cells import result_file
 from tenfold.engine.figures import curves
-from tenfold.errors import UserError
+from tenfold.engine.results import Result, read_arms, table_line, write_document
 from tenfold.methods.satnet.findings import (
     SUCCESS,
     Arms,
-    Result,
     accuracy,
     failures,
     findings,
@@ -26,8 +24,7 @@ GRADIENT_FIGURE, BOARD_FIGURE = "satnet_gradient.png", "satnet_boards.png"
 _GRADIENTS = {
     "finite_difference": "finite differences", "correct": "ours", "official": "the published code's",
 }  # fmt: skip
-MARK = "<!-- Everything below is written by tenfold reproduce satnet; text above is kept. -->"
-_TITLE = "# SATNet and symbol grounding: what they reach on two CPU cores"
+_TITLE = "SATNet and symbol grounding: what they reach on two CPU cores"
 _INTRODUCTION = """\
 Made by `tenfold reproduce satnet` from the files in [results/satnet](results/satnet); the plan, with arms,
 seeds and stop rules, is [plans/satnet.md](plans/satnet.md). Every cell runs on one thread, two side by side.
@@ -52,26 +49,30 @@ def write_tables(results: Path, target: Path, planned: Sequence[Cell]) -> None:
 
     Files of other plans are left out.
     """
-    arms = _arms(results, planned)
+    arms = arms_of(results, planned)
     target.parent.mkdir(parents=True, exist_ok=True)  # figures are the first to come
-    lines = [_above(target), MARK, "", _INTRODUCTION]
-    lines += ["", "## What held and what did not", "", *(f"- {text}" for text in findings(arms))]
+    lines = [_INTRODUCTION, "", "## What held and what did not", ""]
+    lines += [f"- {text}" for text in findings(arms)]
     lines += _sections(arms, target.parent)
     everything = [result for found in arms.values() for result in found]
     hours = sum(result["seconds"] for result in everything) / 3600
     machines = sorted({result["machine"] for result in everything})
     lines += ["", "## Cost", "", f"{len(everything)} cells, {hours:.2f} core-hours. {'; '.join(machines)}."]
-    missing = sorted({cell.arm for cell in planned if not (results / f"{cell.name}.json").exists()})
+    missing = sorted({cell.arm for cell in planned if not result_file(results, cell).exists()})
     if missing:
         lines += ["", "Planned and not run, or not for every seed: " + ", ".join(missing) + "."]
-    with atomic_write(target) as sink:
-        sink.write("\n".join(lines) + "\n")
+    write_document(target, "satnet", _TITLE, lines)
 
 
 def table_text(results: Path, planned: Sequence[Cell]) -> str:
     """Return findings and tables alone, of the planned cells that have run."""
-    arms = _arms(results, planned)
+    arms = arms_of(results, planned)
     return "\n".join([*(f"- {text}" for text in findings(arms)), *_sections(arms, None)])
+
+
+def arms_of(results: Path, planned: Iterable[Cell]) -> Arms:
+    """The results of the planned cells that have run, by arm."""
+    return read_arms(results, planned, ("arm", "seed", "machine", "seconds", "config"))
 
 
 def _sections(arms: Arms, figures: Path | None) -> list[str]:
@@ -82,40 +83,8 @@ def _sections(arms: Arms, figures: Path | None) -> list[str]:
     return lines
 
 
-def _arms(results: Path, planned: Iterable[Cell]) -> dict[str, list[Result]]:
-    arms: dict[str, list[Result]] = {}
-    for cell in planned:
-        path = results / f"{cell.name}.json"
-        if path.exists():
-            arms.setdefault(cell.arm, []).append(read_result(path))
-    return arms
-
-
-def read_result(path: Path) -> Result:
-    """What a cell wrote; UserError where the file holds something else."""
-    try:
-        result: Result = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in ("arm", "seed", "machine", "seconds", "config") if key not in result]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it, and its cell runs again") from error
-    if missing:
-        raise UserError(
-            f"{path}: is no result, {missing[0]!r} is missing; delete it, and its cell runs again"
-        )
-    return result
-
-
-def _above(target: Path) -> str:
-    text = target.read_text(encoding="utf-8") if target.exists() else ""
-    return text.partition(MARK)[0].rstrip() + "\n" if MARK in text else _TITLE + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return ["", _line(columns), _line(["---"] * len(columns)), *(_line(row) for row in rows)]
+    return ["", table_line(columns), table_line(["---"] * len(columns)), *(table_line(row) for row in rows)]
 
 
 def _percent(value: float | None) -> str:

@@ -13,7 +13,7 @@ import torch
 from tenfold import __version__
 from tenfold.engine import checkpoint
 from tenfold.engine.config import to_dict
-from tenfold.engine.interrupt import Interrupt
+from tenfold.engine.interrupt import INTERRUPTED, Interrupt
 from tenfold.engine.memory import peak_rss_bytes
 from tenfold.engine.metrics import MetricsLog, read_metrics, require_tensorboard
 from tenfold.engine.options import Parser, parse
@@ -31,7 +31,6 @@ from tenfold.methods.satnet.step import TrainingState, TrainingStep
 
 LOG_EVERY = 10
 PATIENCE_GAIN = 0.01  # share by which a pass must lower the loss to count against `patience`
-INTERRUPTED = 130
 MAIN_SCORE = ("valid_boards", "accuracy")  # the first that a task has is shown beside the loss
 
 
