@@ -180,8 +180,8 @@ class Space {
 
 using Order = std::array<size_t, kMostAxes>;  // the axis at each position of the loops
 
-// Lanes run along the axis in which most numbers of operands lie side by side; rows along one that is reduced
-// where lanes are not; the longest of the others.
+// Lanes run along the axis in which most numbers of operands lie side by side, unless that is short and
+// another twice as long; rows along one that is reduced where lanes are not; the longest of the others.
 Order order_of(const std::array<int64_t, kMostAxes>& sizes, const std::array<bool, kMostAxes>& kept,
                const std::vector<std::array<int64_t, kMostAxes>>& strides,
                const std::vector<TensorView>& operands, bool quantified) {
@@ -202,11 +202,15 @@ Order order_of(const std::array<int64_t, kMostAxes>& sizes, const std::array<boo
   };
   const auto longer = [&](size_t a, size_t b) { return sizes[a] > sizes[b]; };
   Order order;
-  const size_t lane =
+  size_t lane = best([](size_t) { return true; },
+                     [&](size_t a, size_t b) {
+                       return std::pair(side_by_side[a], sizes[a]) > std::pair(side_by_side[b], sizes[b]);
+                     });
+  constexpr int64_t kShort = 16;  // lanes for which the work done once for a row is no longer small
+  const size_t longest =
       best([](size_t) { return true; },
-           [&](size_t a, size_t b) {
-             return std::pair(side_by_side[a], sizes[a]) > std::pair(side_by_side[b], sizes[b]);
-           });
+           [&](size_t a, size_t b) { return sizes[a] >= sizes[b]; });  // the last of equals
+  if (sizes[lane] < kShort && sizes[longest] >= 2 * sizes[lane]) lane = longest;
   const bool want_reduced = quantified && kept[lane];
   size_t row = best([&](size_t a) { return a != lane && (!want_reduced || !kept[a]); }, longer);
   // Kept lanes want reduced rows, of one if need be.

@@ -78,8 +78,6 @@ class Kernels:
         guard: Guard,
         how: dict[str, Any],
     ) -> Values:
-        if self.fused:
-            parts, how = _laid_out(parts, how)
         everything = union([*(part.axes for part in parts), *([guard.axes] if guard is not None else [])])
         fits = (
             self.fused
@@ -140,32 +138,6 @@ class Kernels:
             step, "R3: matrix product of exponentials", sizes, [a, b], out, scratch or a.nbytes + b.nbytes
         )
         return Values(out, axes)
-
-
-# A kernel walks along the last axis, a vector at a time; as the last of several, an axis shorter than this
-# made its backward pass 15 to 50 times slower (200 x 4 x 200 and 4 x 200 x 200, two cores with AVX-512).
-SHORT = 32
-
-
-def _laid_out(parts: Sequence[Values], how: dict[str, Any]) -> tuple[Sequence[Values], dict[str, Any]]:
-    """The operands with short axes first, in memory too, where a short axis would come last."""
-    sizes = _sizes(parts)
-    order = tuple(sorted(sizes, key=lambda axis: sizes[axis] >= SHORT))  # stable
-    if order == tuple(sizes):
-        return parts, how
-    moved = []
-    for part in parts:
-        axes = tuple(axis for axis in order if axis in part.axes)
-        moved.append(Values(aligned(*part, axes).contiguous(), axes))
-    # The kernel takes axes as they first appear, so operands with short ones come first.
-    ranks = sorted(range(len(parts)), key=lambda n: min(map(order.index, moved[n].axes), default=len(order)))
-    how = dict(how)
-    if how.get("log_weights") is not None:
-        how["log_weights"] = [how["log_weights"][n] for n in ranks]
-    if "formula" in how:
-        places = {str(old): str(new) for new, old in enumerate(ranks)}
-        how["formula"] = " ".join(places.get(token, token) for token in how["formula"].split())
-    return [moved[n] for n in ranks], how
 
 
 def _sizes(parts: Sequence[Values]) -> dict[str, int]:
