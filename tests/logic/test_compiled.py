@@ -127,6 +127,8 @@ def compare(name: str, backend: str, examples: int) -> None:
     @example(parse("exists x: (exists y where M(x, y): R(x, y) | Q(y)) & (A | (Q(x) | L(x)))", *SYMBOLS), 3)
     @example(parse("exists x, y where x < 0: R(x, y) & Q(x) & Q(y)", *SYMBOLS), 1)
     @example(parse("forall x, y where M(x, y): Q(x) & L(y)", *SYMBOLS), 3)
+    @example(parse("exists x: forall y where M(x, y): R(x, y) -> Q(y)", *SYMBOLS), 3)
+    @example(parse("forall x: exists y where M(y, x): Q(x) & P(y)", *SYMBOLS), 6)
     @example(parse("forall x: exists c: C(x, c) & ~(exists d where c != d: C(x, d))", *SYMBOLS), 2)
     @settings(SPEED, max_examples=examples)
     def check(formula, seed):

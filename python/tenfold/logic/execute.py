@@ -5,7 +5,8 @@ R2  LogMeanExp over an axis of a disjunction is the disjunction of its parts'.
 R3  LogMeanExp over an axis of a conjunction: parts without the axis leave it; two parts that share the axis
     are a matrix product of exponentials. Axes go one at a time.
 R4  products of degrees to an integer power: products of powers (polynomial.py).
-Minimum and maximum go into conjunctions and disjunctions. An index list as a guard gathers its pairs.
+Minimum and maximum go into conjunctions and disjunctions. An index list as a guard gathers its pairs; where
+one of its axes is free, they are quantified by segments.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tenfold.logic.groundings import Axes, Compared, Grounding, Guard, Values, a
 from tenfold.logic.kernels import Kernels, elementwise_max
 from tenfold.logic.plan import Connect, Literal, Quantify, Step
 from tenfold.logic.reference import power
-from tenfold.logic.semantics import Fuzzy, LogProduct
+from tenfold.logic.semantics import Aggregator, Fuzzy, LogProduct
 from tenfold.logic.syntax import Compare, Formula
 
 
@@ -94,19 +95,74 @@ class Run:
             return None
         pairs = self.grounding.index_list(step.guard)
         axes = tuple(var.axis for var in step.guard.free)
-        if pairs is None or set(axes) != set(step.over) or len(pairs) == 0:
+        free = tuple(axis for axis in axes if axis not in step.over)
+        if pairs is None or len(pairs) == 0 or not set(step.over) <= set(axes):
             return None
+        if free and not (set(step.body.axes) <= set(axes) and self._has_segments(step)):
+            return None
+        segments, pairs = self._by_segment(pairs, axes, free)
         name = f"rows of {step.guard}"
-        key = (step.guard, step.over)
+        key = (step.guard, free)
         if key not in self.inner:
             picks = {axis: pairs[:, number] for number, axis in enumerate(axes)}
             view = self.grounding.gathered(picks, name)
             self.inner[key] = Run(view, self.semantics, self.kernels, self, dict.fromkeys(axes, name))
         run = self.inner[key]
+        if free:
+            body = run.value(step.body).tensor.expand(len(pairs))
+            sizes = [self.grounding.size(axis) for axis in free]
+            return Values(self._of_segments(step, body, segments).reshape(sizes), free)
         plain = Quantify(step.kind, step.over, step.body, None, step.p)
         if isinstance(self.semantics, LogProduct):
             return run._log_quantify(plain, self.semantics)
         return run._aggregate(plain, self.semantics)
+
+    def _by_segment(self, pairs: Tensor, axes: Axes, free: Axes) -> tuple[Tensor, Tensor]:
+        """The listed rows ordered by their individuals of the free axes, and where those of each begin."""
+        segment = pairs.new_zeros(len(pairs))
+        count = 1
+        for axis in free:
+            size = self.grounding.size(axis)
+            segment, count = segment * size + pairs[:, axes.index(axis)], count * size
+        begins = torch.bincount(segment, minlength=count).cumsum(0)
+        begins = torch.cat([begins.new_zeros(1), begins])
+        return begins, pairs[segment.argsort(stable=True)]
+
+    def _has_segments(self, step: Quantify) -> bool:
+        """Whether there is a fast segment form of the quantifier."""
+        if not self.kernels.fused:
+            return False
+        if isinstance(self.semantics, LogProduct):
+            return step.kind == "forall" or self.semantics.exists.kind == "lme"
+        return self._aggregator(step, self.semantics).kind not in ("min", "max")
+
+    def _of_segments(self, step: Quantify, body: Tensor, begins: Tensor) -> Tensor:
+        """The quantifier of each segment of the body's values."""
+        ops, semantics = self.kernels.ops, self.semantics
+        made: Tensor
+        if not isinstance(semantics, LogProduct):
+            aggregator = self._aggregator(step, semantics)
+            power_mean = aggregator.kind != "mean"
+            made = ops.segment_pmean(
+                body,
+                begins,
+                max(power(step.p, aggregator), 1.0) if power_mean else 1.0,
+                error=aggregator.kind == "pmean_error",
+                eps=semantics.eps if power_mean else 0.0,
+                empty=float(step.kind == "forall"),
+            )
+        elif step.kind == "exists":
+            made = ops.segment_logmeanexp(body, begins, semantics.alpha)
+        else:
+            made = ops.segment_pmean(body, begins, 1.0, empty=0.0)
+            if semantics.forall == "sum":
+                made = made * begins.diff().to(made.dtype)
+        self.kernels.note(step, f"{step.kind}, segments of an index list", {}, [body, begins], made)
+        return made
+
+    @staticmethod
+    def _aggregator(step: Quantify, semantics: Fuzzy) -> Aggregator:
+        return semantics.forall if step.kind == "forall" else semantics.exists
 
     # Log space
 
@@ -289,7 +345,7 @@ class Run:
 
     def _aggregate(self, step: Quantify, semantics: Fuzzy) -> Values:
         over, guard = self.over(step), self.guard(step)
-        aggregator = semantics.forall if step.kind == "forall" else semantics.exists
+        aggregator = self._aggregator(step, semantics)
         split = self._split(step, semantics)
         if split is not None:
             return split
@@ -310,7 +366,7 @@ class Run:
     def _split(self, step: Quantify, semantics: Fuzzy) -> Values | None:
         """Minimum over a conjunction of minima, maximum over a disjunction of maxima (Goedel)."""
         sign, kind = ("and", "min") if step.kind == "forall" else ("or", "max")
-        aggregator = semantics.forall if step.kind == "forall" else semantics.exists
+        aggregator = self._aggregator(step, semantics)
         body = step.body
         if semantics.tnorm != "goedel" or aggregator.kind != kind or step.guard is not None:
             return None
