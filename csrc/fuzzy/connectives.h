@@ -42,7 +42,7 @@ struct Negation {
 struct GoedelNegation {
   template <class V, class N>
   TENFOLD_HOST_DEVICE static V value(V x, const Away<N>&) {
-    return x == N(0) ? V{} + N(1) : V{};
+    return x == N(0) ? V{} + N(1) : (x == x ? V{} : x);
   }
   template <class V, class N>
   TENFOLD_HOST_DEVICE static V slope(V, const Away<N>&) {
@@ -100,7 +100,7 @@ struct GoguenImplication {
 struct GoedelConjunction {
   template <class V, class N>
   TENFOLD_HOST_DEVICE static V value(V x, V y, const Away<N>&) {
-    return x < y ? x : y;
+    return (x < y) | (x != x) ? x : y;
   }
   template <class V, class N>
   TENFOLD_HOST_DEVICE static Slopes<V> slopes(V x, V y, const Away<N>&) {
@@ -112,7 +112,7 @@ struct GoedelConjunction {
 struct GoedelDisjunction {
   template <class V, class N>
   TENFOLD_HOST_DEVICE static V value(V x, V y, const Away<N>&) {
-    return x > y ? x : y;
+    return (x > y) | (x != x) ? x : y;
   }
   template <class V, class N>
   TENFOLD_HOST_DEVICE static Slopes<V> slopes(V x, V y, const Away<N>& away) {
@@ -123,7 +123,7 @@ struct GoedelDisjunction {
 struct GoedelImplication {
   template <class V, class N>
   TENFOLD_HOST_DEVICE static V value(V x, V y, const Away<N>&) {
-    return x <= y ? V{} + N(1) : y;
+    return x <= y ? V{} + N(1) : (x != x ? x : y);
   }
   template <class V, class N>
   TENFOLD_HOST_DEVICE static Slopes<V> slopes(V x, V y, const Away<N>&) {
@@ -147,7 +147,7 @@ struct LukasiewiczConjunction {
   template <class V, class N>
   TENFOLD_HOST_DEVICE static V value(V x, V y, const Away<N>&) {
     const V sum = x + y - N(1);
-    return sum > N(0) ? sum : V{};
+    return sum <= N(0) ? V{} : sum;
   }
   template <class V, class N>
   TENFOLD_HOST_DEVICE static Slopes<V> slopes(V x, V y, const Away<N>&) {
@@ -160,7 +160,7 @@ struct LukasiewiczDisjunction {
   template <class V, class N>
   TENFOLD_HOST_DEVICE static V value(V x, V y, const Away<N>&) {
     const V sum = x + y;
-    return sum < N(1) ? sum : V{} + N(1);
+    return sum >= N(1) ? V{} + N(1) : sum;
   }
   template <class V, class N>
   TENFOLD_HOST_DEVICE static Slopes<V> slopes(V x, V y, const Away<N>&) {
@@ -173,7 +173,7 @@ struct LukasiewiczImplication {
   template <class V, class N>
   TENFOLD_HOST_DEVICE static V value(V x, V y, const Away<N>&) {
     const V sum = N(1) - x + y;
-    return sum < N(1) ? sum : V{} + N(1);
+    return sum >= N(1) ? V{} + N(1) : sum;
   }
   template <class V, class N>
   TENFOLD_HOST_DEVICE static Slopes<V> slopes(V x, V y, const Away<N>&) {

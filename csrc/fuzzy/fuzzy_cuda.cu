@@ -264,9 +264,9 @@ __device__ __forceinline__ void see(const Reduction& reduction, Seen<N>& seen, N
   } else if (v == seen.most && v != least_of_all<N>()) {
     seen.sum += 1;
   } else if (v > seen.most) {
-    const bool scaled = quantifier == Quantifier::scaled && seen.sum != 0;
+    const bool goes_on = quantifier == Quantifier::scaled ? seen.sum != 0 : seen.sum != seen.sum;
     seen.sum =
-        (scaled ? seen.sum * number_exp((seen.most - v) * static_cast<N>(reduction.sharpness)) : 0) + 1;
+        (goes_on ? seen.sum * number_exp((seen.most - v) * static_cast<N>(reduction.sharpness)) : 0) + 1;
     seen.most = v;
   } else if (quantifier == Quantifier::scaled && v != least_of_all<N>()) {
     seen.sum += number_exp((v - seen.most) * static_cast<N>(reduction.sharpness));

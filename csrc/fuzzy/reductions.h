@@ -47,23 +47,29 @@ void prepare_row(const Reduction& reduction, const GuardTile<T>& guard, const Ti
   for (int64_t j = tile.lanes; j < tile.width; ++j) row[j] = none;
 }
 
+// `one` for values that are the greatest, NaN for NaN, which so gets into the count.
+template <class V, class Most>
+V equal_or_nan(V value, Most most, V one) {
+  return value == most ? one : (value == value ? V{} : value);
+}
+
 // All lanes of a prepared row.
 template <class N>
 Seen<N> seen_in_row(const Reduction& reduction, const N* row, int64_t width) {
+  constexpr N none = static_cast<N>(-kInfinity);
   Seen<N> seen;
   switch (reduction.quantifier) {
     case Quantifier::scaled: {
-      const N most = seen.most = row_max(row, width), factor = static_cast<N>(reduction.sharpness * kLog2e);
-      if (!(most > static_cast<N>(-kInfinity)) && most == most) return seen;
+      seen.most = row_max(row, width);
+      const N factor = static_cast<N>(reduction.sharpness * kLog2e), most = seen.most == none ? 0 : seen.most;
       seen.sum =
           row_total<N>(width, [&](int64_t j) { return power_of_two((read(row + j) - most) * factor); });
       return seen;
     }
     case Quantifier::most: {
       const N most = seen.most = row_max(row, width);
-      if (!(most > static_cast<N>(-kInfinity))) return seen;
-      seen.sum =
-          row_total<N>(width, [&](int64_t j) { return read(row + j) == most ? splat(N(1)) : Lanes<N>{}; });
+      const Lanes<N> one = splat(most == none ? N(0) : N(1));
+      seen.sum = row_total<N>(width, [&](int64_t j) { return equal_or_nan(read(row + j), most, one); });
       return seen;
     }
     case Quantifier::power:
@@ -87,17 +93,17 @@ void seen_in_columns(const Reduction& reduction, const N* from, int64_t rows, N*
     Lanes<N> top = read(from);
     for (int64_t h = 1; h < rows; ++h) top = larger(read(from + h * kStride), top);
     const N factor = static_cast<N>(reduction.sharpness * kLog2e);
+    write(most, top);
     const auto none = top == static_cast<N>(-kInfinity);
+    const Lanes<N> one = none ? Lanes<N>{} : splat(N(1)), base = none ? Lanes<N>{} : top;
     for (int64_t h = 0; h < rows; ++h) {
       const Lanes<N> v = read(from + h * kStride);
       if (reduction.quantifier == Quantifier::most) {
-        total += v == top ? splat(N(1)) : Lanes<N>{};
+        total += equal_or_nan(v, top, one);
       } else {
-        total += power_of_two((v - top) * factor);
+        total += power_of_two((v - base) * factor);
       }
     }
-    total = none ? Lanes<N>{} : total;
-    write(most, top);
   } else if (reduction.quantifier == Quantifier::power) {
     for (int64_t h = 0; h < rows; ++h) total += raised<N>(read(from + h * kStride), reduction.power);
   } else {

@@ -17,7 +17,8 @@ inline constexpr double kLog2e = 1.4426950408889634074;
 // x^y for x >= 0; on a GPU pow of doubles is no part of a kernel but a function that it calls.
 TENFOLD_HOST_DEVICE inline double raised_to(double x, double y) { return ::exp(::log(x) * y); }
 
-// scaled: sum is that of exp(sharpness (v - most)). most: how many equal it. Others: sums.
+// scaled: sum is that of exp(sharpness (v - most)). most: how many equal it.
+// Others: sums. A NaN that was seen is in the sum.
 template <class N>
 struct Seen {
   N most = static_cast<N>(-kInfinity);
@@ -53,7 +54,7 @@ TENFOLD_HOST_DEVICE double root(const Reduction& reduction, const Seen<N>& seen)
       if (seen.sum == 0) return -static_cast<double>(kInfinity);
       return static_cast<double>(seen.most) + ::log(seen.sum / count) / reduction.sharpness;
     case Quantifier::most:
-      return static_cast<double>(seen.most);
+      return seen.sum == seen.sum ? static_cast<double>(seen.most) : seen.sum;
     case Quantifier::power:
       if (reduction.power == 2) return ::sqrt(seen.sum / count);
       return raised_to(seen.sum / count, 1.0 / reduction.power);

@@ -424,6 +424,39 @@ def test_a_nan_is_not_lost():
         assert logmatmul(a, b)[0].isnan().nonzero().flatten().tolist() == [11]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("place", [0, 3, 39])
+@pytest.mark.parametrize("over", ["y", "x"])
+def test_minimum_and_maximum_do_not_lose_a_nan(dtype, place, over):
+    for formula, agg in itertools.product(("0", "0 not"), ("min", "max")):
+        degrees = torch.rand(5, 40, dtype=dtype)
+        degrees = degrees if over == "y" else degrees.T.contiguous()
+        (degrees if over == "y" else degrees.T)[2, place] = math.nan
+        out = fuzzy_quantify([degrees], ["xy" if over == "y" else "yz"], "y", formula=formula, agg=agg)
+        assert out.isnan().tolist() == [False, False, True, False, False]
+    for least in (-math.inf, -1.0):
+        x = torch.full((5, 40), least, dtype=dtype)
+        x[2, place] = math.nan
+        for array, axes in ((x, "xy"), (x.T.contiguous(), "yx")):
+            for quant in ("max", "lme"):
+                out = log_quantify([array], [axes], "y", quant=quant)
+                assert out.isnan().tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "connective",
+    ["and", "or", "implies", "implies_goguen", "implies_kleene"]
+    + [f"{name}_{kind}" for name in ("and", "or", "implies") for kind in ("goedel", "lukasiewicz")],
+)
+def test_connectives_do_not_lose_a_nan(connective):
+    x, y = torch.full((40,), 0.9), torch.full((40,), 0.4)
+    x[3] = y[5] = math.nan
+    out = fuzzy_quantify([x, y], ["x", "x"], "", formula=f"0 1 {connective}", agg="mean")
+    assert out.isnan().nonzero().flatten().tolist() == [3, 5]
+    for negation in ("not", "not_goedel"):
+        assert fuzzy_quantify([x], ["x"], "", formula=f"0 {negation}", agg="mean").isnan().sum() == 1
+
+
 # ---- guards ----
 
 
