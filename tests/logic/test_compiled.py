@@ -177,6 +177,28 @@ def test_matrix_products_are_the_reference_whether_they_pay_or_not(monkeypatch):
     assert used > 15
 
 
+@pytest.mark.parametrize(
+    ("text", "semantics"),
+    [
+        ("forall x, y, z: R(x, y) & R(y, z) -> R(x, z)", StableProduct(2, 2)),
+        ("forall x, y where M(x, y): Q(x) & L(y)", LogProduct()),
+    ],
+)
+def test_sums_of_bfloat16_are_taken_in_float32(monkeypatch, text, semantics):
+    """Sums of thousands of addends stand still in bfloat16, whose steps from 256 on are of 2."""
+    monkeypatch.setattr(polynomial, "LEAST", 0)
+    draw = torch.Generator().manual_seed(3)
+    shapes = {"R": (40, 40), "Q": (900,), "L": (900,)}
+    tables = {name: torch.rand(shape, generator=draw) for name, shape in shapes.items() if f"{name}(" in text}
+    tables = {name: table.bfloat16() for name, table in tables.items()}
+    masks = {"M": torch.rand(900, 900, generator=draw) < 0.5} if "M(" in text else {}
+    found = truth(parse(text), semantics, "fused", tables | masks)
+    exact = {name: table.double() for name, table in tables.items()}
+    wanted = truth(parse(text), semantics, "fused", exact | masks)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=0)
+
+
 def test_the_gradient_of_a_mean_by_matrix_products_does_not_vanish_at_0(monkeypatch):
     monkeypatch.setattr(polynomial, "PAYS", float("inf"))
     monkeypatch.setattr(polynomial, "LEAST", 0)

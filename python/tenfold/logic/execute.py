@@ -246,20 +246,21 @@ class Run:
         kept = union([*(value.axes for value in values), guard.axes])
         kept = tuple(axis for axis in kept if axis not in over)
         bound = tuple(axis for axis in over if axis not in guard.axes)
-        held = guard.tensor.to(values[0].tensor.dtype)
+        dtype = torch.promote_types(self.grounding.dtype, torch.float32)  # of the sums
+        held = guard.tensor.to(dtype)
         total = held.sum([n for n, axis in enumerate(guard.axes) if axis in over])
         count = Values(total * self._count(bound, ()), tuple(a for a in guard.axes if a not in over))
         tensors = []
         for value in values:
             outside = tuple(axis for axis in bound if axis not in value.axes)
             weight = held * self._count(outside, ())
-            made = _contract([value, Values(weight, guard.axes)], over)
+            made = _contract([Values(value.tensor.to(dtype), value.axes), Values(weight, guard.axes)], over)
             tensors.append(aligned(*made, kept))
         summed = sum(tensors[1:], tensors[0])
         some = aligned(*count, kept)
         if semantics.forall == "mean":
             summed = summed / some.clamp(min=1)
-        held_some = torch.where(some > 0, summed, torch.zeros_like(summed))
+        held_some = torch.where(some > 0, summed, torch.zeros_like(summed)).to(self.grounding.dtype)
         inputs = [value.tensor for value in values]
         self.kernels.note(
             step, "R1: forall, guard as counts", {}, inputs, held_some, held.nbytes * len(values)

@@ -3,7 +3,7 @@
 With the product t-norm, the error of an implication, the error of a disjunction and the value of a
 conjunction are products of affine functions of their parts. So the p-th power of what a quantifier averages
 is a sum of products of powers, all terms positive (nothing cancels), and its mean over several axes goes axis
-by axis. A guard is one more factor, of zeros and ones.
+by axis. A guard is one more factor, of zeros and ones. Sums of bfloat16 are taken in float32.
 """
 
 from __future__ import annotations
@@ -171,6 +171,7 @@ class _Summation:
 
     def __init__(self, run: Run, over: Axes, guard: Guard, sizes: dict[str, int]) -> None:
         self.run, self.over, self.guard, self.sizes = run, over, guard, dict(sizes)
+        self.dtype = torch.promote_types(run.grounding.dtype, torch.float32)
         self.refused = False
         self.made: dict[object, Values] = {}
         self.planned: dict[object, float] = {}
@@ -221,7 +222,7 @@ class _Summation:
         mean = total / count.clamp(min=1)
         root = reference.root(mean, p)
         made = 1 - root if kind == "pmean_error" else root
-        made = torch.where(count > 0, made, float(quantifier == "forall"))
+        made = torch.where(count > 0, made, float(quantifier == "forall")).to(self.run.grounding.dtype)
         inputs = [value.tensor for value in self.made.values()]
         rule = f"R4: {len(polynomial)} terms, {len(self.planned)} partial sums"
         self.run.kernels.note(body, rule, self.sizes, inputs, made, sum(t.nbytes for t in inputs))
@@ -237,8 +238,7 @@ class _Summation:
             left = _merged([part for part in left if axis not in part[1]] + [out])
         there = union(axes for _, axes in self._parts(monomial))
         missing = math.prod(self.sizes[axis] for axis in self.over if axis not in there)
-        grounding = self.run.grounding
-        start = torch.tensor(factor * missing, dtype=grounding.dtype, device=grounding.device)
+        start = torch.tensor(factor * missing, dtype=self.dtype, device=self.run.grounding.device)
         made = Values(start, ())
         for part in left:
             value = self._tensor(part)
@@ -263,12 +263,12 @@ class _Summation:
         if key not in self.made:
             if key == "guard":
                 assert self.guard is not None
-                self.made[key] = Values(self.guard.tensor.to(self.run.grounding.dtype), self.guard.axes)
+                self.made[key] = Values(self.guard.tensor.to(self.dtype), self.guard.axes)
             else:
                 assert isinstance(key, tuple)
                 factor, exponent = key
                 degrees = self.run.value(factor.step)
-                affine = degrees.tensor * factor.scale + factor.shift
+                affine = degrees.tensor.to(self.dtype) * factor.scale + factor.shift
                 self.made[key] = Values(affine**exponent if exponent > 1 else affine, degrees.axes)
         return self.made[key]
 
