@@ -101,25 +101,24 @@ inline Floats normal_cdf(Floats x) {
   return x < 0.0f ? tail : 1.0f - tail;
 }
 
-// ln x for normal x > 0, to 1e-7 or 1e-7 of its value; S. Moshier's Cephes library (logf).
+// ln x for normal x > 0, to 1e-7 or 1e-7 of its value; NaN and infinity give NaN. The reduction to a fraction
+// from sqrt(1/2) to sqrt(2) and the polynomial are those of S. Moshier's Cephes library (logf).
 inline Floats log(Floats x) {
-  constexpr float kHalfSqrt = 0.70710678f;  // the fraction is from here to its double
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  constexpr int32_t kFraction = 0x007fffff, kHalf = 0x3f000000;
+  constexpr int32_t kRootHalf = 0x3f3504f3, kSignAndExponent = static_cast<int32_t>(0xff800000u);
   const Ints bits = reinterpret_cast<Ints>(x);
-  Ints power = (bits >> 23) - 126;
-  Floats fraction = reinterpret_cast<Floats>((bits & kFraction) | kHalf);
-  const Ints low = fraction < kHalfSqrt;  // -1 where true
-  power += low;
-  fraction = (low ? fraction + fraction : fraction) - 1.0f;
+  const Ints exponent = (bits - kRootHalf) & kSignAndExponent;  // of the fraction, moved up by 23 bits
+  const Floats r = reinterpret_cast<Floats>(bits - exponent) - 1.0f;
+  const Floats n = __builtin_convertvector(exponent >> 23, Floats);
   constexpr float kCoefficients[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
                                      -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
                                      2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
   Floats p = Floats{} + kCoefficients[0];
 #pragma GCC unroll 8
-  for (int i = 1; i < 9; ++i) p = p * fraction + kCoefficients[i];
-  const Floats square = fraction * fraction, e = __builtin_convertvector(power, Floats);
-  return (fraction + (p * (fraction * square) + (e * kLn2Low - 0.5f * square))) + e * kLn2High;
+  for (int i = 1; i < 9; ++i) p = p * r + kCoefficients[i];
+  const Floats square = r * r;
+  const Floats result = (r + (p * (r * square) + (n * kLn2Low - 0.5f * square))) + n * kLn2High;
+  return result + (x - x);
 }
 
 // cos and sin of 2 pi x for |x| up to 2^20, each to 1e-7; exact where 4 x is whole. S. Moshier's Cephes

@@ -51,25 +51,8 @@ inline double power_of_two(double x) { return __builtin_exp2(x); }
 inline Floats inverse(Floats x) { return reciprocal(x); }
 inline double inverse(double x) { return 1.0 / x; }
 
-// ln x for normal x > 0, to 1e-7 or 1e-7 of its value; NaN and infinity give NaN. The reduction to a fraction
-// from sqrt(1/2) to sqrt(2) and the polynomial are those of S. Moshier's Cephes library (logf).
-inline Floats natural_log(Floats x) {
-  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  constexpr int32_t kRootHalf = 0x3f3504f3, kSignAndExponent = static_cast<int32_t>(0xff800000u);
-  const Ints bits = reinterpret_cast<Ints>(x);
-  const Ints exponent = (bits - kRootHalf) & kSignAndExponent;  // of the fraction, moved up by 23 bits
-  const Floats r = reinterpret_cast<Floats>(bits - exponent) - 1.0f;
-  const Floats n = __builtin_convertvector(exponent >> 23, Floats);
-  constexpr float kCoefficients[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
-                                     -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
-                                     2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
-  Floats p = splat(kCoefficients[0]);
-#pragma GCC unroll 8
-  for (int i = 1; i < 9; ++i) p = p * r + kCoefficients[i];
-  const Floats square = r * r;
-  const Floats result = (r + (p * (r * square) + (n * kLn2Low - 0.5f * square))) + n * kLn2High;
-  return result + (x - x);
-}
+// ln x for normal x > 0; NaN and infinity give NaN.
+inline Floats natural_log(Floats x) { return log(x); }
 inline double natural_log(double x) { return __builtin_log(x); }
 
 // The same from 0 on: -inf there and below, and numbers that are not normal count as the least that is.

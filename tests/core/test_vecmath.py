@@ -54,6 +54,7 @@ def test_log(evaluate):
     want = np.log(x.astype(np.float64))
     assert np.max(np.abs(evaluate("log", x) - want) / np.maximum(1, np.abs(want))) < 1e-7
     assert evaluate("log", np.ones(16, np.float32)).tolist() == [0] * 16
+    assert np.isnan(evaluate("log", np.array([math.nan, math.inf] * 8, np.float32))).all()
 
 
 def test_cos_and_sin_of_parts_of_a_turn(evaluate):

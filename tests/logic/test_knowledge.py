@@ -40,10 +40,10 @@ P, Q, R = Pred("P", 1), Pred("Q", 1), Pred("R", 2)
 MEAN = Lukasiewicz(exists=PMean(1))
 
 
-def quiet(*axioms, semantics=MEAN, **settings):
+def quiet(*axioms, semantics=MEAN, backend="fused", **settings):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return KnowledgeBase(*axioms, **settings).compile(semantics)
+        return KnowledgeBase(*axioms, **settings).compile(semantics, backend=backend)
 
 
 def test_axioms_have_names_weights_and_degrees():
@@ -381,6 +381,22 @@ def test_a_high_power_does_not_underflow(backend):
     for axiom, row in (("forall x: P(x)", 0), ("exists x: P(x)", 1)):
         (gradient,) = torch.autograd.grad(axioms[axiom], p, retain_graph=True)
         torch.testing.assert_close(gradient, torch.eye(3)[row] * root, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+def test_rows_are_counted_from_0_and_do_not_wrap(backend):
+    """-1 is no individual, whether a constant, a variable's or a function's."""
+    p, q = torch.rand(4), torch.rand(3)
+    symbols = [Const("a"), Func("f", 1)]
+    module = quiet("P(a) & forall x: Q(x)", "forall x: P(f(x))", symbols=symbols, backend=backend)
+    good = {"P": p, "Q": q, "a": torch.tensor(3), "f": torch.tensor([0, 3, 1])}
+    module(**good)
+    for wrong, row in (({"a": torch.tensor(-1)}, -1), ({"f": torch.tensor([0, -2, 1])}, -2)):
+        with pytest.raises(ValueError, match=f"P: has no row {row}; rows are counted from 0"):
+            module(**(good | wrong))
+    for wrong in ({"a": torch.tensor(4)}, {"f": torch.tensor([0, 4, 1])}):
+        with pytest.raises(ValueError, match="P: a row out of range"):
+            module(**(good | wrong))
 
 
 def test_an_index_list_with_a_row_twice_is_refused():

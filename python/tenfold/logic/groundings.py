@@ -272,6 +272,8 @@ class Grounding:
         for number, term in enumerate(terms):
             if term.rows is None:
                 self._check_rows(symbol, table, number, term)
+            elif term.rows.is_cpu and term.rows.numel() and (least := int(term.rows.min())) < 0:
+                raise ValueError(f"{symbol.name}: has no row {least}; rows are counted from 0")
         if len(axes) == len(terms) and all(term.rows is None for term in terms):
             return Values(table, axes)
         rows = [self._range(self.size(term.axes[0])) if term.rows is None else term.rows for term in terms]
