@@ -90,6 +90,21 @@ FORMULAS = {
             cond_fn=lambda a, b: torch.le(a.value, b.value),
         )
     ),
+    "exists x, y where x > y: R(x, y) & Q(y)": lambda o, P, Q, R, x, y: (
+        o["Exists"](
+            [x, y], o["And"](R(x, y), Q(y)), cond_vars=[x, y],
+            cond_fn=lambda a, b: torch.gt(a.value, b.value),
+        )
+    ),
+    "forall x: exists y where x < y: R(x, y) | P(x)": lambda o, P, Q, R, x, y: (
+        o["Forall"](
+            x,
+            o["Exists"](
+                y, o["Or"](R(x, y), P(x)), cond_vars=[x, y],
+                cond_fn=lambda a, b: torch.lt(a.value, b.value),
+            ),
+        )
+    ),
 }  # fmt: skip
 
 
@@ -112,5 +127,25 @@ def test_values_and_gradients_are_those_of_ltntorch(name, text):
     # None is 0: Goedel's R-implication has no slope by its premise, and theirs leaves it out of the graph.
     expected = torch.autograd.grad(wanted, leaves, allow_unused=True, materialize_grads=True)
     got = torch.autograd.grad(found, leaves, allow_unused=True, materialize_grads=True)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("kind", ["Forall", "Exists"])
+def test_diagonals_are_those_of_ltntorch(name, kind):
+    semantics, operators = PAIRS[name]
+    draw = torch.Generator().manual_seed(4)
+    p, r = (torch.rand(shape, generator=draw).requires_grad_() for shape in ((5,), (5, 5)))
+    x, y = (ltn.Variable(n, torch.arange(5)[:, None].float()) for n in "xy")
+    P, R = ltn.Predicate(Table(p)), ltn.Predicate(Table(r))
+    wanted = operators[kind](ltn.diag(x, y), operators["Implies"](P(x), R(x, y))).value
+    text = f"{kind.lower()} x@pair, y@pair: P(x) -> R(x, y)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = KnowledgeBase(text).compile(semantics).truth(text, P=p, R=r)
+    torch.testing.assert_close(found, wanted.float(), rtol=2e-5, atol=2e-6)
+    expected = torch.autograd.grad(wanted, [p, r], allow_unused=True, materialize_grads=True)
+    got = torch.autograd.grad(found, [p, r], allow_unused=True, materialize_grads=True)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other.float(), rtol=2e-4, atol=2e-6)
