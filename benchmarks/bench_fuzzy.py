@@ -10,6 +10,10 @@ Four formulas over tables of truth values, each to a single number, with the gra
 
 "tenfold" of R4 is tenfold.logic, which makes two matrix products of it.
 
+What a predicate of two arguments costs that a perceptron on pairs of points grounds, of n points each, is in
+the rows "pair perceptron": with layers of 16 and 1 units, and of 16, 16 and 1. "eager" concatenates the
+points of each pair, "split" adds a product for each side instead; tenfold.ops.pairwise has neither array.
+
 "stack" puts broadcast operands into one tensor and takes logsumexp, "logaddexp" takes it pair by pair,
 torch.compile compiles the faster of them. "copy" copies the bytes of the tables and of their gradients once.
 The error is the largest of the result and the gradients, each relative to its largest number, against
@@ -31,6 +35,7 @@ from torch import Tensor
 
 from tenfold.logic import KnowledgeBase, StableProduct, TrivialOptimumWarning
 from tenfold.ops import fuzzy
+from tenfold.ops.pairwise import pair_mlp
 from tenfold.ops.reference import fuzzy as reference
 
 try:
@@ -376,3 +381,41 @@ def test_sparse_guards(compare: Compare, backward: bool, threads: int) -> None:
 
     forms: dict[str, Form] = {"tenfold": ours, "tenfold, mask": masked, "eager": eager}
     race(compare, "guarded exists, 5 %", f"{n}x{n}", [table], forms, backward, threads, eager, {})
+
+
+@threads
+@passes
+@pytest.mark.parametrize("n", [200, 1000])
+@pytest.mark.parametrize("layers", ["16-1", "16-16-1"])
+def test_pair_perceptron(compare: Compare, layers: str, n: int, backward: bool, threads: int) -> None:
+    features, units = 2, 16
+    shapes = [(n, features), (n, features), (units, 2 * features), (units,), (units,), ()]
+    if layers == "16-16-1":
+        shapes += [(units, units), (units,)]
+    tables = [torch.randn(shape) / (math.sqrt(shape[-1]) if len(shape) == 2 else 1.0) for shape in shapes]
+    weights = torch.randn(n, n)
+
+    def weighed(scores: Tensor) -> Tensor:
+        return (scores * weights.to(scores.dtype)).sum()
+
+    def ours(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+        w_x, w_y = first.split(features, dim=1)
+        return weighed(pair_mlp(x @ w_x.T, y @ w_y.T + bias, *rest))
+
+    def last(z: Tensor, w: Tensor, b: Tensor, *hidden: Tensor) -> Tensor:
+        elu = torch.nn.functional.elu
+        z = elu(z)
+        if hidden:
+            z = elu(torch.nn.functional.linear(z, *hidden))
+        return weighed(z @ w + b)
+
+    def eager(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+        pairs = torch.cat([x[:, None].expand(n, n, features), y.expand(n, n, features)], dim=-1)
+        return last(torch.nn.functional.linear(pairs, first, bias), *rest)
+
+    def split(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+        w_x, w_y = first.split(features, dim=1)
+        return last((x @ w_x.T)[:, None] + (y @ w_y.T + bias), *rest)
+
+    forms: dict[str, Form] = {"tenfold": ours, "eager": eager, "split": split}
+    race(compare, f"pair perceptron {layers}", f"{n}x{n}", tables, forms, backward, threads, eager, {}, eager)

@@ -11,6 +11,7 @@ void bind_attention(pybind11::module_& module);
 void bind_fuzzy(pybind11::module_& module);
 void bind_mixing(pybind11::module_& module);
 void bind_moe(pybind11::module_& module);
+void bind_pairwise(pybind11::module_& module);
 void bind_patches(pybind11::module_& module);
 
 }  // namespace tenfold::bindings

@@ -103,5 +103,6 @@ PYBIND11_MODULE(_core, module) {
   bindings::bind_fuzzy(module);
   bindings::bind_mixing(module);
   bindings::bind_moe(module);
+  bindings::bind_pairwise(module);
   bindings::bind_patches(module);
 }

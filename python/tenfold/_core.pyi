@@ -4,7 +4,7 @@ Compiled kernels of tenfold. Use tenfold.ops instead: it documents and checks.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['activate', 'activate_backward', 'adaln_backward', 'adaln_forward', 'atom_logits', 'atom_logits_backward', 'attention_backward', 'attention_forward', 'build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'experts_backward', 'experts_forward', 'fuzzy_quantify', 'fuzzy_quantify_backward', 'fuzzy_segments', 'fuzzy_segments_backward', 'gather_patches', 'is_plain', 'isa', 'isas_compiled', 'isas_supported', 'keep_freed_memory', 'keep_ids_from_ranks', 'last_level_cache', 'logmatmul', 'logmatmul_backward', 'mixing_backward', 'mixing_forward', 'moe_combine', 'moe_combine_backward', 'moe_dispatch', 'norm_rows', 'norm_rows_backward', 'openmp_runtime', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'route_backward', 'route_expert_choice', 'route_ids', 'route_topk', 'sanitizers', 'synchronize', 'threads']
+__all__: list[str] = ['activate', 'activate_backward', 'adaln_backward', 'adaln_forward', 'atom_logits', 'atom_logits_backward', 'attention_backward', 'attention_forward', 'build_type', 'built_with_cuda', 'compiler', 'cuda_architectures', 'cuda_device_count', 'cuda_devices', 'cuda_reason', 'experts_backward', 'experts_forward', 'fuzzy_quantify', 'fuzzy_quantify_backward', 'fuzzy_segments', 'fuzzy_segments_backward', 'gather_patches', 'is_plain', 'isa', 'isas_compiled', 'isas_supported', 'keep_freed_memory', 'keep_ids_from_ranks', 'last_level_cache', 'logmatmul', 'logmatmul_backward', 'mixing_backward', 'mixing_forward', 'moe_combine', 'moe_combine_backward', 'moe_dispatch', 'norm_rows', 'norm_rows_backward', 'openmp_runtime', 'pair_mlp', 'pair_mlp_backward', 'philox4x32', 'random_keep_ids', 'raw_dropped_sum', 'raw_gather_patches', 'raw_restore_patches', 'register_torch', 'restore_patches', 'restore_patches_from_ranks', 'route_backward', 'route_expert_choice', 'route_ids', 'route_topk', 'sanitizers', 'synchronize', 'threads']
 def activate(x: typing.Any, out: typing.Any, activation: str, gated: bool) -> None:
     """
     out = f(x), or, where gated, f of the first half of each row times the second.
@@ -160,6 +160,14 @@ def norm_rows_backward(grad: typing.Any, normalised: typing.Any, rstd: typing.An
 def openmp_runtime() -> str:
     """
     Path of the OpenMP library.
+    """
+def pair_mlp(u: typing.Any, v: typing.Any, w: typing.Any, b: typing.Any, hidden: typing.Any, hidden_bias: typing.Any, activation: str, out: typing.Any) -> None:
+    """
+    The scores of all pairs; b, hidden and hidden_bias may be None.
+    """
+def pair_mlp_backward(grad: typing.Any, u: typing.Any, v: typing.Any, w: typing.Any, hidden: typing.Any, hidden_bias: typing.Any, activation: str, u_grad: typing.Any, v_grad: typing.Any, w_grad: typing.Any, b_grad: typing.Any, hidden_grad: typing.Any, hidden_bias_grad: typing.Any) -> None:
+    """
+    The gradients, None where not wanted.
     """
 def philox4x32(counter: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"], key: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"]) -> typing.Annotated[list[int], "FixedSize(4)"]:
     """

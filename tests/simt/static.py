@@ -200,8 +200,10 @@ _HEADS = _D // 64
 _P, _V, _M, _W, _L, _S = 40, 1030, 600, 32, 705, 32
 _F = 4096
 """Rows and columns of the table of truth values in fuzzy's formulas."""
+_U = 16
+"""Units of each of the two layers of pair_mlp, on as many pairs as those tables have elements."""
 # Operations of an element, about: what CUDA's erfcf, expf and division come to.
-_GELU, _SILU = 40, 20
+_GELU, _SILU, _ELU = 40, 20, 20
 
 
 @dataclass
@@ -213,6 +215,9 @@ class Work:
     bytes: int
     flops: int = 0
 
+
+_PAIRS = 4 * (_F * _F + 2 * _F * _U)
+"""Bytes of pair_mlp's scores, or their gradient, and of both sides."""
 
 WORK = (
     Work("gather_rows<16, false>", "gather", 4 * 2 * _B * _K * _D + 8 * _B * _K),
@@ -298,6 +303,14 @@ WORK = (
     Work("multiply<0>", "its products S S^T", 4 * (_V * _M + _V * _V), 2 * _V * _V * _M),
     Work("solve<32>", "mixing", 4 * (_V * _V + _P * _V * _W), 2 * _P * _S * _L * _L * _W),
     Work("solve_adjoint<32>", "its gradient", 4 * (_V * _V + 3 * _P * _V * _W), 2 * _P * _S * _L * _L * _W),
+    Work("score_pairs<float, 0, 16>", "pair_mlp, elu", _PAIRS, 2 * _F * _F * _U * (_U + _ELU)),
+    Work(
+        "sum_rows<float, 0, 16, true>",
+        "its gradients of u and of the weights",
+        _PAIRS,
+        _F * _F * _U * (6 * _U + 3 * _ELU),
+    ),
+    Work("sum_rows<float, 0, 16, false>", "its gradient of v", _PAIRS, _F * _F * _U * (4 * _U + 3 * _ELU)),
     Work("multiply<1>", "sum of U V^T", 4 * (2 * _P * _V * _W + _V * _V), 2 * _P * _V * _V * _W),
     Work("multiply<2>", "gradient of S", 4 * (_V * _V + 2 * _V * _M), 2 * _V * _V * _M),
     Work("reduce_pieces<float, 0>", "log_quantify of a, b and c", 4 * (_F * _F + 3 * _F), 30 * _F * _F),
@@ -339,7 +352,8 @@ def table(architecture: str = "sm_90a") -> str:
     notes = (
         f"The shape is {_B} samples of {_N} tokens of {_D} float32, a quarter of the tokens kept, or each "
         f"sent to 2 of {_E} experts (or as many rows by expert choice); attention has {_HEADS} heads, every "
-        f"token kept, and its time is that of float32 arithmetic; the tables of fuzzy are {_F} by {_F}; "
+        f"token kept, and its time is that of float32 arithmetic; the tables of fuzzy are {_F} by {_F}, as "
+        f"are the pairs of pair_mlp, whose layers have {_U} units each; "
         f"for mixing it is {_P} Sudoku boards of {_V} variables, {_L} of them free, {_M} clauses and width "
         f"{_W}, in {_S} sweeps. Registers and shared memory are "
         f"those for {architecture}. Checks, for {', '.join(ARCHITECTURES)}: no spilled register, no local "

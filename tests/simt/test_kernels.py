@@ -13,7 +13,7 @@ from tenfold import _core
 HERE = Path(__file__).parent
 TESTS = [
     HERE / f"emulated_{family}.py"
-    for family in ("activation", "adaln", "attention", "fuzzy", "mixing", "moe", "patches")
+    for family in ("activation", "adaln", "attention", "fuzzy", "mixing", "moe", "pairwise", "patches")
 ]
 
 

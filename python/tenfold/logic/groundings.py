@@ -310,6 +310,8 @@ class Grounding:
         self, symbol: Func | Pred, function: Callable[..., Any], terms: list[_Individuals], axes: Axes
     ) -> Tensor:
         sizes = [self.size(axis) for axis in axes]
+        if _takes_pairs(symbol, function, terms):
+            return _of_pairs(symbol, function, terms, sizes)
         rows = 1
         for size in sizes:
             rows *= size
@@ -549,6 +551,23 @@ class _Gathered(Grounding):
             own = self.axis if pick is not None else axis
             rows.append(aligned(self._range(self.base.size(axis)) if pick is None else pick, (own,), order))
         return Values(made.tensor[tuple(rows)], order)
+
+
+def _takes_pairs(symbol: Func | Pred, function: Callable[..., Any], terms: list[_Individuals]) -> bool:
+    """Whether a module is to score all pairs of two lists by itself, without a row for each pair."""
+    if not isinstance(symbol, Pred) or symbol.gives not in ("truth", "logits") or len(terms) != 2:
+        return False
+    first, second = (term.axes for term in terms)
+    apart = len(first) == len(second) == 1 and first != second
+    return apart and isinstance(function, nn.Module) and callable(getattr(function, "pairs", None))
+
+
+def _of_pairs(symbol: Func | Pred, function: Any, terms: list[_Individuals], sizes: list[int]) -> Tensor:
+    made = function.pairs(*(term.values() for term in terms))
+    if not isinstance(made, Tensor) or list(made.shape[:2]) != sizes:
+        shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise ValueError(f"{symbol.name}: wanted ({sizes[0]}, {sizes[1]}) from its method pairs, got {shape}")
+    return made
 
 
 def _arithmetic(op: str, left: _Individuals, right: _Individuals) -> Values:

@@ -291,7 +291,10 @@ class Pred(_Symbol):
     """A predicate: ``Pred("P", 2)``, or typed, ``Pred("F", people, people)``; 0 arguments: a proposition.
 
     Its grounding, given here or at the call, is a tensor that the arguments index, or a callable of one
-    tensor (rows, ...) per argument that returns (rows,) or (rows, 1). ``gives`` says what the numbers are:
+    tensor (rows, ...) per argument that returns (rows,) or (rows, 1). A module of two arguments that has a
+    method ``pairs``, as `tenfold.nn.pairwise.PairMLP` has, is asked for all pairs of two variables by
+    ``pairs(x, y)``, (n, ...) and (m, ...) -> (n, m), and then no row for each pair is made; it has to give
+    what its forward pass gives. ``gives`` says what the numbers are:
 
     - "truth": degrees in [0, 1].
     - "logits": numbers whose sigmoid is the degree.
