@@ -291,6 +291,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.skipif(bool(_core.sanitizers()), reason="sanitizers take memory of their own")
 def test_no_array_of_all_pairs_and_units():
     """The scores are 16 MB, an array of the first layer's units of all pairs would be 512 MB."""
     done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True, check=True)
