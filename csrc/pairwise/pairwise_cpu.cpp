@@ -35,10 +35,10 @@ class Inputs {
   explicit Inputs(const Task& task)
       : t(task),
         wide(padded<N>(task.m)),
+        activate(activate_of<N>(task.activation)),
         v_(task.width * wide),
         hidden_(task.hidden_width * task.width),
-        hidden_t_(task.hidden_width * task.width),
-        activate(activate_of<N>(task.activation)) {
+        hidden_t_(task.hidden_width * task.width) {
     read_numbers(t.element, t.w.data, t.w.column, t.weights(), w);
     if (t.b.data != nullptr) read_numbers(t.element, t.b.data, t.b.column, 1, &b);
     if (t.hidden_bias.data != nullptr) {
@@ -68,13 +68,11 @@ class Inputs {
 
   const Task& t;
   const int64_t wide;
+  const Activate<N> activate;
   N w[kMostWidth] = {}, hidden_bias[kMostWidth] = {}, b = 0;
 
  private:
   Numbers<N> v_, hidden_, hidden_t_;
-
- public:
-  const Activate<N> activate;
 };
 
 // Calls body(first column, pairs, width in whole vectors) for the tiles of a row.
