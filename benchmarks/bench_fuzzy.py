@@ -135,6 +135,47 @@ def r4_ltn(r: Tensor) -> Tensor:
     return forall([x, y, z], implication(conjunction(first, second), third)).value
 
 
+# Scores of all pairs, of points x and y, the first layer's weights and bias, and pair_mlp's other arguments.
+POINT_FEATURES, UNITS = 2, 16
+
+
+def perceptron_tables(layers: str, n: int) -> list[Tensor]:
+    points = (n, POINT_FEATURES)
+    shapes = [points, points, (UNITS, 2 * POINT_FEATURES), (UNITS,), (UNITS,), ()]
+    if layers == "16-16-1":
+        shapes += [(UNITS, UNITS), (UNITS,)]
+    return [torch.randn(shape) / (math.sqrt(shape[-1]) if len(shape) == 2 else 1.0) for shape in shapes]
+
+
+def perceptron(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+    w_x, w_y = first.split(POINT_FEATURES, dim=1)
+    return pair_mlp(x @ w_x.T, y @ w_y.T + bias, *rest)
+
+
+def perceptron_eager(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+    shape = (len(x), len(y), POINT_FEATURES)
+    pairs = torch.cat([x[:, None].expand(shape), y.expand(shape)], dim=-1)
+    return _later_layers(torch.nn.functional.linear(pairs, first, bias), *rest)
+
+
+def perceptron_split(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+    w_x, w_y = first.split(POINT_FEATURES, dim=1)
+    return _later_layers((x @ w_x.T)[:, None] + (y @ w_y.T + bias), *rest)
+
+
+def _later_layers(z: Tensor, w: Tensor, b: Tensor, *hidden: Tensor) -> Tensor:
+    elu = torch.nn.functional.elu
+    z = elu(z)
+    if hidden:
+        z = elu(torch.nn.functional.linear(z, *hidden))
+    return z @ w + b
+
+
+PERCEPTRONS: dict[str, Form] = {
+    "tenfold": perceptron, "eager": perceptron_eager, "split": perceptron_split,
+}  # fmt: skip
+
+
 def exact(form: Form) -> Form:
     """The reference's form of a formula."""
     kinds: dict[Form, Form] = {
@@ -388,34 +429,11 @@ def test_sparse_guards(compare: Compare, backward: bool, threads: int) -> None:
 @pytest.mark.parametrize("n", [200, 1000])
 @pytest.mark.parametrize("layers", ["16-1", "16-16-1"])
 def test_pair_perceptron(compare: Compare, layers: str, n: int, backward: bool, threads: int) -> None:
-    features, units = 2, 16
-    shapes = [(n, features), (n, features), (units, 2 * features), (units,), (units,), ()]
-    if layers == "16-16-1":
-        shapes += [(units, units), (units,)]
-    tables = [torch.randn(shape) / (math.sqrt(shape[-1]) if len(shape) == 2 else 1.0) for shape in shapes]
     weights = torch.randn(n, n)
 
-    def weighed(scores: Tensor) -> Tensor:
-        return (scores * weights.to(scores.dtype)).sum()
+    def weighed(form: Form) -> Form:
+        return lambda *tables: (form(*tables) * weights.to(tables[0].dtype)).sum()
 
-    def ours(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
-        w_x, w_y = first.split(features, dim=1)
-        return weighed(pair_mlp(x @ w_x.T, y @ w_y.T + bias, *rest))
-
-    def last(z: Tensor, w: Tensor, b: Tensor, *hidden: Tensor) -> Tensor:
-        elu = torch.nn.functional.elu
-        z = elu(z)
-        if hidden:
-            z = elu(torch.nn.functional.linear(z, *hidden))
-        return weighed(z @ w + b)
-
-    def eager(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
-        pairs = torch.cat([x[:, None].expand(n, n, features), y.expand(n, n, features)], dim=-1)
-        return last(torch.nn.functional.linear(pairs, first, bias), *rest)
-
-    def split(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
-        w_x, w_y = first.split(features, dim=1)
-        return last((x @ w_x.T)[:, None] + (y @ w_y.T + bias), *rest)
-
-    forms: dict[str, Form] = {"tenfold": ours, "eager": eager, "split": split}
+    forms = {name: weighed(form) for name, form in PERCEPTRONS.items()}
+    eager, tables = forms["eager"], perceptron_tables(layers, n)
     race(compare, f"pair perceptron {layers}", f"{n}x{n}", tables, forms, backward, threads, eager, {}, eager)
