@@ -38,7 +38,7 @@ class Run:
     zipped: dict[str, str] = field(default_factory=dict)
     values: dict[Step, Values] = field(default_factory=dict)
     masks: dict[Formula, Values | Compared] = field(default_factory=dict)
-    inner: dict[tuple[Formula, Axes], Run] = field(default_factory=dict)
+    inner: dict[tuple[Formula, Axes], tuple[Run, Tensor | None]] = field(default_factory=dict)
 
     def value(self, step: Step) -> Values:
         """Degrees of truth, or in log space their logarithms."""
@@ -100,18 +100,19 @@ class Run:
             return None
         if free and not (set(step.body.axes) <= set(axes) and self._has_segments(step)):
             return None
-        segments, pairs = self._by_segment(pairs, axes, free)
         name = f"rows of {step.guard}"
         key = (step.guard, free)
         if key not in self.inner:
+            begins, pairs = self._by_segment(pairs, axes, free) if free else (None, pairs)
             picks = {axis: pairs[:, number] for number, axis in enumerate(axes)}
             view = self.grounding.gathered(picks, name)
-            self.inner[key] = Run(view, self.semantics, self.kernels, self, dict.fromkeys(axes, name))
-        run = self.inner[key]
-        if free:
+            run = Run(view, self.semantics, self.kernels, self, dict.fromkeys(axes, name))
+            self.inner[key] = run, begins
+        run, begins = self.inner[key]
+        if begins is not None:
             body = run.value(step.body).tensor.expand(len(pairs))
             sizes = [self.grounding.size(axis) for axis in free]
-            return Values(self._of_segments(step, body, segments).reshape(sizes), free)
+            return Values(self._of_segments(step, body, begins).reshape(sizes), free)
         plain = Quantify(step.kind, step.over, step.body, None, step.p)
         if isinstance(self.semantics, LogProduct):
             return run._log_quantify(plain, self.semantics)
