@@ -25,7 +25,7 @@ SINGLE, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
 TYPES = [SINGLE, HALF, DOUBLE]
 VALUES = {SINGLE: 2e-6, HALF: 2**-7, DOUBLE: 1e-13}
 GRADIENTS = {SINGLE: 1e-5, HALF: 2**-7, DOUBLE: 1e-12}
-"""Of the largest number: in float32 (float64), rounded once."""
+"""Of the largest number, or of 1 where all are smaller: the tails of an activation are small differences."""
 KINDS = list(reference.ACTIVATIONS)
 kinds = pytest.mark.parametrize("kind", KINDS)
 types = pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -87,7 +87,7 @@ def assert_near(got, want, tolerance, dtype):
     assert got.dtype == dtype and got.shape == want.shape
     if got.numel() > 0:
         assert bool(got.isfinite().all())
-        most = max(float(want.abs().max()), 1e-6)
+        most = max(float(want.abs().max()), 1.0)
         assert float((got.double() - want).abs().max()) <= tolerance * most
 
 
