@@ -1,10 +1,11 @@
-// Vectors of numbers as the fuzzy kernels use them: registers of float, and double one by one, under one set
-// of names. Rows are as long as a whole number of vectors.
+// Functions of vectors of numbers (core/lanes.h) as the fuzzy kernels use them. Rows are as long as a whole
+// number of vectors.
 #pragma once
 
 #include <cstdint>
 
 #include "core/bfloat16.h"
+#include "core/lanes.h"
 #include "core/level.h"
 #include "core/simd.h"
 #include "core/vecmath.h"
@@ -12,28 +13,6 @@
 
 namespace tenfold::fuzzy {
 namespace TENFOLD_LEVEL {
-
-template <class N>
-struct LanesOf;
-template <>
-struct LanesOf<float> {
-  using Type = Floats;
-  static constexpr int count = kFloatLanes;
-};
-template <>
-struct LanesOf<double> {
-  using Type = double;
-  static constexpr int count = 1;
-};
-template <class N>
-using Lanes = typename LanesOf<N>::Type;
-template <class N>
-inline constexpr int kLanes = LanesOf<N>::count;
-
-inline Floats read(const float* from) { return load(from); }
-inline double read(const double* from) { return *from; }
-inline void write(float* to, Floats value) { store(to, value); }
-inline void write(double* to, double value) { *to = value; }
 
 inline Floats splat(float x) { return Floats{} + x; }
 inline double splat(double x) { return x; }
@@ -83,19 +62,12 @@ inline bool any_below(Floats x, float bound) {
 }
 inline bool any_below(double x, double bound) { return !(x >= bound); }
 
-inline float total(Floats x) { return sum_of(x); }
-inline double total(double x) { return x; }
 inline float greatest(Floats x) { return max_of(x); }
 inline double greatest(double x) { return x; }
 
 // Below this a sum of exponentials, the largest of a tile being 1, is computed again with its own largest.
 inline constexpr float kTiny(float) { return 1e-30f; }
 inline constexpr double kTiny(double) { return 1e-280; }
-
-template <class N>
-int64_t padded(int64_t count) {
-  return (count + kLanes<N> - 1) / kLanes<N> * kLanes<N>;
-}
 
 // ---- rows ----
 

@@ -7,6 +7,7 @@
 
 #include "core/activation.h"
 #include "core/bfloat16.h"
+#include "core/lanes.h"
 #include "core/level.h"
 #include "core/simd.h"
 #include "core/vecmath.h"
@@ -17,37 +18,6 @@ namespace tenfold::pairwise {
 namespace TENFOLD_LEVEL {
 
 inline constexpr int64_t kTile = 64;
-
-// ---- vectors: registers of float, and double one by one ----
-
-template <class N>
-struct LanesOf;
-template <>
-struct LanesOf<float> {
-  using Type = Floats;
-  static constexpr int count = kFloatLanes;
-};
-template <>
-struct LanesOf<double> {
-  using Type = double;
-  static constexpr int count = 1;
-};
-template <class N>
-using Lanes = typename LanesOf<N>::Type;
-template <class N>
-inline constexpr int kLanes = LanesOf<N>::count;
-
-inline Floats read(const float* from) { return load(from); }
-inline double read(const double* from) { return *from; }
-inline void write(float* to, Floats value) { store(to, value); }
-inline void write(double* to, double value) { *to = value; }
-inline float total(Floats x) { return sum_of(x); }
-inline double total(double x) { return x; }
-
-template <class N>
-int64_t padded(int64_t count) {
-  return (count + kLanes<N> - 1) / kLanes<N> * kLanes<N>;
-}
 
 // ---- functions of vectors, to 3e-7, as are their slopes ----
 
