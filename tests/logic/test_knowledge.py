@@ -32,6 +32,7 @@ from tenfold.logic import (
     TrivialOptimumWarning,
     Var,
     brave,
+    distance,
     refute,
 )
 
@@ -221,6 +222,22 @@ def test_a_sparse_guard_of_many_individuals_takes_no_dense_memory():
     found = module(Q=smokes, M=friends, x=people, y=people).total
     some = (smokes.roll(-1) + smokes.roll(-7)) / 2
     torch.testing.assert_close(found, 1 - (1 - some).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch"])
+@pytest.mark.parametrize(
+    ("wide", "narrow", "below"),
+    [(torch.float32, torch.bfloat16, 0.2999), (torch.float64, torch.float32, 0.3 - 1e-9)],
+    ids=["bfloat16", "float32"],
+)
+def test_a_comparison_is_not_rounded_to_the_type_of_the_degrees(wide, narrow, below, backend):
+    """In the narrow type what is a bit below the bound is above it, or equal to it."""
+    points = torch.tensor([0.1, below, 0.5], dtype=wide)
+    degrees = torch.tensor([0, 1, 0], dtype=narrow)
+    module = quiet("exists x where x < 0.3: P(x)", backend=backend)
+    assert module(x=points, P=degrees).total == 0.5
+    module = quiet("exists x, y where distance(x, y) < 0.3: P(x)", symbols=[distance], backend=backend)
+    assert module(x=points[:, None], y=torch.zeros(1, 1, dtype=wide), P=degrees).total == 0.5
 
 
 @pytest.mark.parametrize("count", [3, 25])

@@ -86,7 +86,8 @@ def euclidean(x: Tensor, y: Tensor) -> Tensor:
 
 
 distance = Func("distance", 2, grounding=euclidean)
-"""Euclidean distance of points; a guard ``distance(x, y) < 0.5`` makes no (x, y) array."""
+"""Euclidean distance of points; a guard ``distance(x, y) < 0.5`` makes no (x, y) array, unless the points are
+of a wider type than the degrees."""
 
 
 def union(lists: Iterable[Axes]) -> Axes:
@@ -423,7 +424,10 @@ class Grounding:
         return Values(joined, axes)
 
     def comparison(self, guard: Formula) -> Compared | None:
-        """``guard`` as a comparison of floats with a number, or None."""
+        """``guard`` as a comparison of floats with a number, or None.
+
+        A kernel compares in the type of the degrees: None where that would round what is compared.
+        """
         if not isinstance(guard, Compare) or guard.op not in _MIRRORED:
             return None
         (left, right), op = guard.parts, guard.op
@@ -439,15 +443,24 @@ class Grounding:
             points = self._terms(left.parts)
             axes = union(point.axes for point in points)
             if len(axes) == 2 and all(len(point.axes) == 1 for point in points):
-                first, second = (point.values().detach().to(self.dtype) for point in points)
+                first, second = (point.values().detach() for point in points)
+                if not (self._is_exact(first) and self._is_exact(second)):
+                    return None
+                first, second = first.to(self.dtype), second.to(self.dtype)
                 return Compared(axes, (first, axes, op, float(right.value), second), mask)
         found = self.individuals(left)
         values = found.values()
         if not found.axes or not values.is_floating_point() or values.dim() != len(found.axes):
             return None
+        if not self._is_exact(values):
+            return None
         return Compared(
             found.axes, (values.detach().to(self.dtype), found.axes, op, float(right.value)), mask
         )
+
+    def _is_exact(self, values: Tensor) -> bool:
+        """Whether the type of the degrees has all numbers of the values' type."""
+        return torch.promote_types(values.dtype, self.dtype) == self.dtype
 
     def _mask_implication(self, guard: Formula, left: Values, right: Values) -> Values:
         axes = union((left.axes, right.axes))
