@@ -260,6 +260,27 @@ def test_a_network_under_an_index_list_sees_the_fewer_rows(count):
     assert seen == [min(count, 25)]
 
 
+@pytest.mark.parametrize("semantics", [StableProduct(), LogProduct(), MEAN], ids=repr)
+@pytest.mark.parametrize(
+    "formula", ["forall x, y where M(x, y): G(x, y)", "exists x: forall y where M(x, y): G(x, y)"]
+)
+def test_a_network_under_an_empty_index_list_sees_nothing(formula, semantics):
+    network = nn.Linear(2, 1)
+    seen = []
+
+    def likes(a, b):
+        seen.append(len(a))
+        return network(torch.cat([a, b], 1))
+
+    module = quiet(formula, semantics=semantics, symbols=[Pred("G", 2, gives="logits")])
+    points, nothing = torch.randn(5, 1), torch.zeros(0, 2, dtype=torch.int64)
+    total = module(M=nothing, x=points, y=points, G=likes).total
+    torch.testing.assert_close(total, module(M=torch.zeros(5, 5) > 0, x=points, y=points, G=likes).total)
+    assert seen[0] == 0
+    total.backward()
+    assert not network.weight.grad.any()
+
+
 def test_schedules_are_numbers_of_the_step():
     p = torch.tensor([0.1, 0.9])
     semantics = StableProduct(2, Stepwise((0, 1.0), (10, 6.0)), eps=0.0)

@@ -96,7 +96,7 @@ class Run:
         pairs = self.grounding.index_list(step.guard)
         axes = tuple(var.axis for var in step.guard.free)
         free = tuple(axis for axis in axes if axis not in step.over)
-        if pairs is None or len(pairs) == 0 or not set(step.over) <= set(axes):
+        if pairs is None or not set(step.over) <= set(axes):
             return None
         if free and not (set(step.body.axes) <= set(axes) and self._has_segments(step)):
             return None
