@@ -199,6 +199,16 @@ def test_sums_of_bfloat16_are_taken_in_float32(monkeypatch, text, semantics):
     torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=0)
 
 
+@pytest.mark.parametrize("backend", ["fused", "torch"])
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (0, 2, 3), (2, 0, 3), (2, 3, 0)])
+def test_matrix_products_of_no_individuals_are_the_reference(sizes, backend):
+    x, y, z = sizes
+    formula = parse("forall x, y: exists z: R(x, z) & O(y, z)", *SYMBOLS, Pred("O", 2))
+    groundings = {"x": x, "y": y, "R": torch.full((x, z), 0.3), "O": torch.full((y, z), 0.4)}
+    found, wanted = (truth(formula, LogProduct(), name, groundings) for name in (backend, "reference"))
+    torch.testing.assert_close(found, wanted)
+
+
 def test_the_gradient_of_a_mean_by_matrix_products_does_not_vanish_at_0(monkeypatch):
     monkeypatch.setattr(polynomial, "PAYS", float("inf"))
     monkeypatch.setattr(polynomial, "LEAST", 0)

@@ -144,7 +144,7 @@ def _sizes(parts: Sequence[Values]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in parts:
         for axis, size in zip(part.axes, part.tensor.shape, strict=True):
-            sizes[axis] = max(size, sizes.get(axis, 1))
+            sizes[axis] = size if sizes.get(axis, 1) == 1 else sizes[axis]
     return sizes
 
 
