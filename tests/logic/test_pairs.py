@@ -142,6 +142,20 @@ def test_other_predicates_take_rows():
     assert module.truth("R(x, x)", R=One(), x=x).shape == (4,)
 
 
+def test_a_part_of_a_module_called_pairs_is_no_method():
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pairs = nn.Linear(4, 1)
+
+        def forward(self, x, y):
+            return self.pairs(torch.cat([x, y], dim=-1))
+
+    knowledge = KnowledgeBase("Z | ~Z", symbols=[Pred("R", 2, gives="logits")])
+    module = knowledge.compile(StableProduct())
+    assert module.truth("R(x, y)", R=Module(), x=torch.ones(2, 2), y=torch.ones(3, 2)).shape == (2, 3)
+
+
 def test_a_result_of_another_shape_is_refused():
     class Wrong(nn.Module):
         def forward(self, x, y):

@@ -572,7 +572,10 @@ def _takes_pairs(symbol: Func | Pred, function: Callable[..., Any], terms: list[
         return False
     first, second = (term.axes for term in terms)
     apart = len(first) == len(second) == 1 and first != second
-    return apart and isinstance(function, nn.Module) and callable(getattr(function, "pairs", None))
+    if not apart or not isinstance(function, nn.Module):
+        return False
+    pairs = getattr(function, "pairs", None)
+    return callable(pairs) and not isinstance(pairs, nn.Module)  # a part of this name is no such method
 
 
 def _of_pairs(symbol: Func | Pred, function: Any, terms: list[_Individuals], sizes: list[int]) -> Tensor:
