@@ -64,6 +64,20 @@ def test_types_and_autocast():
     assert half.pairs(x.bfloat16(), y.bfloat16()).dtype == torch.bfloat16
 
 
+def test_float16_is_computed_in_float32():
+    x, y = torch.randn(4, 3), torch.randn(5, 2)
+    module = PairMLP(3, 2)
+    want = module.pairs(x, y)
+    with torch.autocast("cpu", dtype=torch.float16):
+        got = module.pairs(x, y)
+        assert got.dtype == module(*everything(x, y)).dtype == torch.float16
+        got.float().sum().backward()
+    torch.testing.assert_close(got.float(), want, rtol=5e-3, atol=5e-3)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in module.parameters())
+    half = module.half()
+    torch.testing.assert_close(half.pairs(x.half(), y.half()), got, rtol=5e-3, atol=5e-3)
+
+
 def test_under_compile():
     module = PairMLP(3, 2)
     x, y = torch.randn(4, 3), torch.randn(5, 2)

@@ -68,15 +68,16 @@ class PairMLP(nn.Module):
         w_x, w_y = self.first.weight.split([self.in_x, self.in_y], dim=1)
         u, v = F.linear(x, w_x), F.linear(y, w_y, self.first.bias)
 
-        # Under autocast u has another type than the parameters.
-        w = self.last.weight[0].to(u.dtype)
-        b = None if self.last.bias is None else self.last.bias[0].to(u.dtype)
+        # Under autocast u has another type than the parameters. The kernels have no float16.
+        dtype = torch.float32 if u.dtype == torch.float16 else u.dtype
+        w = self.last.weight[0].to(dtype)
+        b = None if self.last.bias is None else self.last.bias[0].to(dtype)
         hidden = hidden_bias = None
         if self.second is not None:
-            hidden = self.second.weight.to(u.dtype)
-            hidden_bias = None if self.second.bias is None else self.second.bias.to(u.dtype)
-        scores: Tensor = pair_mlp(u, v, w, b, hidden, hidden_bias, self.activation)
-        return scores
+            hidden = self.second.weight.to(dtype)
+            hidden_bias = None if self.second.bias is None else self.second.bias.to(dtype)
+        scores: Tensor = pair_mlp(u.to(dtype), v.to(dtype), w, b, hidden, hidden_bias, self.activation)
+        return scores.to(u.dtype)
 
     def extra_repr(self) -> str:
         """What the layers do not say."""
