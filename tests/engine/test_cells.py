@@ -122,7 +122,7 @@ def test_arms_are_chosen_by_name_or_by_their_beginning():
         chosen(planned, ["c"])
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"seed": 0}'])
+@pytest.mark.parametrize("content", ["{", "[]", "3", '["arm"]', '"arm"', '{"seed": 0}'])
 def test_a_file_that_is_no_result_is_named(options, content):
     options.results.mkdir()
     (options.results / "a-seed0.json").write_text(content)

@@ -26,9 +26,9 @@ def read_result(path: Path, wanted: Sequence[str]) -> Result:
     """What a cell wrote; UserError where the file holds something else, or not all of the wanted entries."""
     try:
         result: Result = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in wanted if key not in result]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it, and its cell runs again") from error
+    missing = [key for key in wanted if not isinstance(result, dict) or key not in result]
     if missing:
         raise UserError(
             f"{path}: is no result, {missing[0]!r} is missing; delete it, and its cell runs again"
