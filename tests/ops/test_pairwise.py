@@ -503,6 +503,7 @@ def test_mixed_libraries():
         refused(TypeError, "want arrays of one library", *mixed)
     refused(TypeError, "w is a builtins.NoneType", u, v, None)
     refused(TypeError, "u is a list, want a numpy array", [[1.0]], v, w)
+    refused(TypeError, "v is a list, want a numpy array", u.numpy(), [[1.0]], w.numpy())
 
 
 def test_gradients_in_memory_that_does_not_fit():

@@ -76,9 +76,10 @@ def pair_mlp(
     """
     if is_torch(u):
         return _torch_half().pair_mlp(u, v, w, b, hidden, hidden_bias, activation)
-    if not hasattr(u, "dtype"):
-        raise TypeError(f"u is a {type(u).__name__}, want a numpy array or a torch tensor")
-    out = allocate(u, scores_shape(u.shape, getattr(v, "shape", ())), u.dtype)
+    for name, x in (("u", u), ("v", v)):
+        if not hasattr(x, "dtype"):
+            raise TypeError(f"{name} is a {type(x).__name__}, want a numpy array or a torch tensor")
+    out = allocate(u, scores_shape(u.shape, v.shape), u.dtype)
     _core.pair_mlp(u, v, w, b, hidden, hidden_bias, activation, out)
     return out
 
