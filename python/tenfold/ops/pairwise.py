@@ -71,8 +71,10 @@ def pair_mlp(
         TypeError: another type, arrays of several types, libraries or devices.
 
     Any strides. O(n m H (K + 1)) time, forward and backward. Scratch memory O(m H) forward; backward at most
-    16 times that, and 16 times the weights. The backward pass keeps the arguments only. float32 scores are
-    within 2e-6 of the largest, gradients within 1e-5.
+    16 times that, and 16 times the weights. The backward pass keeps the arguments only. In float32, with
+    weights of the order of 1, scores are within 2e-6 of the largest or of 1, gradients within 1e-5. On the
+    CPU those of u and v are summed up in float32 over the rows of the other side: over 100,000 they are
+    within 5e-4.
     """
     if is_torch(u):
         return _torch_half().pair_mlp(u, v, w, b, hidden, hidden_bias, activation)
