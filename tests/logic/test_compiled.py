@@ -209,6 +209,17 @@ def test_matrix_products_of_no_individuals_are_the_reference(sizes, backend):
     torch.testing.assert_close(found, wanted)
 
 
+def test_a_sum_over_an_index_list_of_bfloat16_is_rounded_once():
+    formula = parse("exists x: forall y where M(x, y): L(y)", *SYMBOLS)
+    for count in range(257, 400, 13):
+        logits = torch.randn(count, generator=torch.Generator().manual_seed(count)).bfloat16()
+        listed = torch.stack([torch.zeros(count, dtype=torch.int64), torch.arange(count)], 1)
+        module = KnowledgeBase(formula).compile(LogProduct(forall="sum"))
+        found = module(L=logits, M=listed, x=1, y=count).loss
+        wanted = -torch.nn.functional.logsigmoid(logits).double().sum()
+        torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=0)
+
+
 def test_the_gradient_of_a_mean_by_matrix_products_does_not_vanish_at_0(monkeypatch):
     monkeypatch.setattr(polynomial, "PAYS", float("inf"))
     monkeypatch.setattr(polynomial, "LEAST", 0)

@@ -154,10 +154,12 @@ class Run:
             )
         elif step.kind == "exists":
             made = ops.segment_logmeanexp(body, begins, semantics.alpha)
+        elif semantics.forall == "sum":  # bfloat16 would round the mean, the count and their product
+            exact = body.to(torch.promote_types(body.dtype, torch.float32))
+            mean = ops.segment_pmean(exact, begins, 1.0, empty=0.0)
+            made = (mean * begins.diff().to(mean.dtype)).to(body.dtype)
         else:
             made = ops.segment_pmean(body, begins, 1.0, empty=0.0)
-            if semantics.forall == "sum":
-                made = made * begins.diff().to(made.dtype)
         self.kernels.note(step, f"{step.kind}, segments of an index list", {}, [body, begins], made)
         return made
 
