@@ -18,7 +18,8 @@ class PairMLP(nn.Module):
     `forward` takes pairs row by row. `pairs` gives the same for every x with every y, and makes no array of
     all pairs' features or units (`tenfold.ops.pairwise.pair_mlp`). Parameters are those of torch.nn.Linear
     layers on the concatenated features, initialised as theirs: ``first``, ``second`` (None for one hidden
-    layer) and ``last``.
+    layer) and ``last``. `pairs` reads them and does not call the layers: parametrizations work, hooks of a
+    layer do not run.
 
     Args:
         in_x: features of x.
