@@ -375,7 +375,7 @@ __device__ __forceinline__ NumberOf<T> slope_at(const Task& task, const Place& p
   const N factor = static_cast<N>(slope.factor), reference = static_cast<N>(slope.reference);
   if (reduction.quantifier == Quantifier::add || factor == 0) return factor;
   const N v = prepared(reduction, F::template value<T>(task, place, memory));
-  if (reduction.quantifier == Quantifier::most) return v == reference ? factor : N(0);
+  if (reduction.quantifier == Quantifier::most) return v == reference || factor != factor ? factor : N(0);
   if (reduction.quantifier == Quantifier::power) return factor * raised(v * reference, reduction.power - 1);
   const N sharpness = static_cast<N>(reduction.logged ? reduction.sharpness - 1.0 : reduction.sharpness);
   return factor * number_exp((v - reference) * sharpness);

@@ -130,7 +130,8 @@ void slope_row(const Reduction& reduction, const N* values, int64_t width, N* sl
       });
     case Quantifier::most:
       return each([=](int64_t j, auto slope) {
-        return read(values + j) == slope.reference ? slope.factor : Lanes<N>{};
+        const auto taken = (read(values + j) == slope.reference) | (slope.factor != slope.factor);
+        return taken ? slope.factor : Lanes<N>{};  // all of a row whose maximum is no number
       });
     case Quantifier::power:
       if (power == 1) {

@@ -12,8 +12,8 @@
 // shape alone, and the parts' gradients of v and of the weights are added up in their order.
 //
 // Scratch memory: v once more, a few tiles of kMostWidth rows per thread, and in the backward pass one copy
-// per part of the gradients of v and of the weights. On a GPU: u and v once more, and per block one copy of
-// the gradients of the weights.
+// per part of the gradients of v and of the weights, and one of v's per thread. On a GPU: u and v once more,
+// and per block one copy of the gradients of the weights.
 //
 // The upper half is what other code calls: views in, checks, errors. The lower half is what each
 // instruction-set level provides.

@@ -14,8 +14,10 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;
 // Work of a part, in activations (a hidden layer's products count as some): by the shape alone.
 constexpr int64_t kPartWork = 1 << 17;
-// Tiles whose gradients of weights are added up in float, lane by lane, before they go on in double.
+// Tiles whose gradients of weights and of u are added up in float, lane by lane, before they go on in double.
 constexpr int kFlushTiles = 16;
+// Rows whose gradients of v are added up on their own before they join those of the part.
+constexpr int64_t kFlushRows = 256;
 
 // Memory for numbers, aligned to a cache line; contents start undefined.
 template <class N>
@@ -141,30 +143,36 @@ class Part {
         second_(kMostWidth * kTile),
         second_slopes_(kMostWidth * kTile),
         grad_(kTile),
-        u_sums_(kMostWidth * kLanes<N>),
-        weight_lanes_(places_.count * kLanes<N>) {}
+        u_lanes_(kMostWidth * kLanes<N>),
+        weight_lanes_(places_.count * kLanes<N>),
+        v_block_(in.t.v_grad.data != nullptr ? in.t.width * in.wide : 0) {}
 
   // `v_sums` (H, wide) and `weight_sums` receive this part's gradients; the former may be null.
   void run(int64_t begin, int64_t end, N* v_sums, double* weight_sums) {
-    for (int64_t i = 0; v_sums != nullptr && i < t_.width * in_.wide; ++i) v_sums[i] = 0;
+    N* const v_block = v_sums != nullptr ? v_block_.data() : nullptr;
+    for (int64_t i = 0; v_sums != nullptr && i < t_.width * in_.wide; ++i) v_sums[i] = v_block[i] = 0;
     for (int64_t i = 0; i < places_.count; ++i) weight_sums[i] = 0;
     clear(weight_lanes_.data(), places_.count);
+    clear(u_lanes_.data(), t_.width);
     int tiles = 0;
     for (int64_t i = begin; i < end; ++i) {
+      double u_sums[kMostWidth] = {};
       in_.read_u(i, u_);
-      clear(u_sums_.data(), t_.width);
       for_tiles<N>(t_.m, [&](int64_t j, int64_t count, int64_t width) {
-        add_tile(i, j, count, width, v_sums);
+        add_tile(i, j, count, width, v_block);
         if (++tiles == kFlushTiles) {
-          flush(weight_sums);
+          flush(weight_lanes_.data(), places_.count, weight_sums);
+          flush(u_lanes_.data(), t_.width, u_sums);
           tiles = 0;
         }
       });
+      flush(u_lanes_.data(), t_.width, u_sums);
+      if (v_sums != nullptr && ((i - begin + 1) % kFlushRows == 0 || i + 1 == end)) add_block(v_sums);
       if (t_.u_grad.data == nullptr) continue;
-      for (int h = 0; h < t_.width; ++h) u_[h] = total(read(u_sums_.data() + h * kLanes<N>));
+      for (int h = 0; h < t_.width; ++h) u_[h] = static_cast<N>(u_sums[h]);
       write_numbers(t_.element, u_, t_.width, t_.u_grad.data + i * t_.u_grad.row, t_.u_grad.column);
     }
-    flush(weight_sums);
+    flush(weight_lanes_.data(), places_.count, weight_sums);
   }
 
  private:
@@ -172,15 +180,20 @@ class Part {
     for (int64_t i = 0; i < vectors; ++i) write(lanes + i * kLanes<N>, Lanes<N>{});
   }
 
-  void flush(double* sums) {
-    N* const lanes = weight_lanes_.data();
-    for (int64_t i = 0; i < places_.count; ++i) {
-      sums[i] += static_cast<double>(total(read(lanes + i * kLanes<N>)));
-    }
-    clear(lanes, places_.count);
+  static void flush(N* lanes, int64_t vectors, double* sums) {
+    for (int64_t i = 0; i < vectors; ++i) sums[i] += static_cast<double>(total(read(lanes + i * kLanes<N>)));
+    clear(lanes, vectors);
   }
 
-  void add_tile(int64_t i, int64_t j, int64_t count, int64_t width, N* v_sums) {
+  void add_block(N* v_sums) {
+    N* const block = v_block_.data();
+    for (int64_t i = 0; i < t_.width * in_.wide; ++i) {
+      v_sums[i] += block[i];
+      block[i] = 0;
+    }
+  }
+
+  void add_tile(int64_t i, int64_t j, int64_t count, int64_t width, N* v_block) {
     const bool deep = t_.hidden_width > 0, further = t_.first_layer_wanted();
     N* const slopes = further ? first_slopes_.data() : nullptr;
     N* const grad = grad_.data();
@@ -193,8 +206,8 @@ class Part {
     for (int64_t t = 0; t < width; t += kLanes<N>) sum += read(grad + t);
     write(lanes_of(places_.b), sum);
     if (!deep) {
-      weigh_grads(first_.data(), slopes, nullptr, width);
-      if (further) add_first_layer(slopes, nullptr, width, v_sums, j);
+      weigh_grads(first_.data(), slopes, nullptr, count, width);
+      if (further) add_first_layer(slopes, nullptr, width, v_block, j);
       return;
     }
     multiply_tile(in_.hidden(), t_.hidden_width, t_.width, first_.data(), width, second_.data());
@@ -202,21 +215,22 @@ class Part {
                  second_slopes_.data());
     clear_beyond(second_.data(), t_.hidden_width, count, width);
     clear_beyond(second_slopes_.data(), t_.hidden_width, count, width);
-    weigh_grads(second_.data(), second_slopes_.data(), lanes_of(places_.hidden_bias), width);
+    weigh_grads(second_.data(), second_slopes_.data(), lanes_of(places_.hidden_bias), count, width);
     if (t_.hidden_grad.data != nullptr) {
       outer_tile(second_slopes_.data(), t_.hidden_width, first_.data(), t_.width, width,
                  lanes_of(places_.hidden));
     }
     if (!further) return;
     multiply_tile(in_.hidden_t(), t_.width, t_.hidden_width, second_slopes_.data(), width, second_.data());
-    add_first_layer(slopes, second_.data(), width, v_sums, j);
+    clear_beyond(second_.data(), t_.width, count, width);  // 0 times an infinite weight
+    add_first_layer(slopes, second_.data(), width, v_block, j);
   }
 
   N* lanes_of(int64_t place) { return weight_lanes_.data() + place * kLanes<N>; }
 
   // The last layer: w's gradient, and slopes (null: none wanted) become gradients of what the units were
   // given, whose sums go to `bias`.
-  void weigh_grads(const N* values, N* slopes, N* bias, int64_t width) {
+  void weigh_grads(const N* values, N* slopes, N* bias, int64_t count, int64_t width) {
     const N* const grad = grad_.data();
     for (int r = 0; r < t_.weights(); ++r) {
       N* const own = lanes_of(places_.w + r);
@@ -226,34 +240,35 @@ class Part {
       if (slopes == nullptr) continue;
       Lanes<N> given{};
       for (int64_t t = 0; t < width; t += kLanes<N>) {
-        const Lanes<N> each = read(grad + t) * in_.w[r] * read(slopes + r * kTile + t);
-        write(slopes + r * kTile + t, each);
-        given += each;
+        write(slopes + r * kTile + t, read(grad + t) * in_.w[r] * read(slopes + r * kTile + t));
       }
-      if (bias != nullptr) write(bias + r * kLanes<N>, read(bias + r * kLanes<N>) + given);
+      clear_beyond(slopes + r * kTile, 1, count, width);  // 0 times an infinite weight
+      if (bias == nullptr) continue;
+      for (int64_t t = 0; t < width; t += kLanes<N>) given += read(slopes + r * kTile + t);
+      write(bias + r * kLanes<N>, read(bias + r * kLanes<N>) + given);
     }
   }
 
   // Sums of slopes[h] from[h] (null: of slopes) over columns and over rows.
-  void add_first_layer(const N* slopes, const N* from, int64_t width, N* v_sums, int64_t j) {
+  void add_first_layer(const N* slopes, const N* from, int64_t width, N* v_block, int64_t j) {
     for (int h = 0; h < t_.width; ++h) {
-      Lanes<N> sum = read(u_sums_.data() + h * kLanes<N>);
+      Lanes<N> sum = read(u_lanes_.data() + h * kLanes<N>);
       for (int64_t t = 0; t < width; t += kLanes<N>) {
         Lanes<N> each = read(slopes + h * kTile + t);
         if (from != nullptr) each *= read(from + h * kTile + t);
         sum += each;
-        if (v_sums == nullptr) continue;
-        N* const own = v_sums + h * in_.wide + j + t;
+        if (v_block == nullptr) continue;
+        N* const own = v_block + h * in_.wide + j + t;
         write(own, read(own) + each);
       }
-      write(u_sums_.data() + h * kLanes<N>, sum);
+      write(u_lanes_.data() + h * kLanes<N>, sum);
     }
   }
 
   Inputs<N>& in_;
   const Task& t_;
   const WeightSums places_;
-  Numbers<N> first_, first_slopes_, second_, second_slopes_, grad_, u_sums_, weight_lanes_;
+  Numbers<N> first_, first_slopes_, second_, second_slopes_, grad_, u_lanes_, weight_lanes_, v_block_;
   N u_[kMostWidth];
 };
 
