@@ -432,8 +432,12 @@ def test_minimum_and_maximum_do_not_lose_a_nan(dtype, place, over):
         degrees = torch.rand(5, 40, dtype=dtype)
         degrees = degrees if over == "y" else degrees.T.contiguous()
         (degrees if over == "y" else degrees.T)[2, place] = math.nan
+        degrees.requires_grad_()
         out = fuzzy_quantify([degrees], ["xy" if over == "y" else "yz"], "y", formula=formula, agg=agg)
         assert out.isnan().tolist() == [False, False, True, False, False]
+        (grad,) = torch.autograd.grad(out.sum(), degrees)
+        lost = (grad if over == "y" else grad.T).isnan()
+        assert lost[2].all() and lost.sum() == 40  # as of torch's amax
     for least in (-math.inf, -1.0):
         x = torch.full((5, 40), least, dtype=dtype)
         x[2, place] = math.nan

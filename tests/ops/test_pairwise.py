@@ -142,12 +142,23 @@ def test_many_rows():
     check(problem(5000, 70, 4, 3), "elu")
     check(problem(70, 5000, 4, 3), "tanh")
     for arrays in (problem(1500, 300, 5), problem(900, 400, 5, 6)):
-        leaves, exact = leaves_of(arrays), leaves_of(arrays, DOUBLE)
-        for arrays_of in (leaves, exact):
-            arrays_of.append(pair_mlp(*arrays_of) if arrays_of is leaves else reference.pair_mlp(*exact))
-        got = gradients(leaves.pop().sum(), leaves, None)
-        for mine, theirs in zip(got, gradients(exact.pop().sum(), exact, None), strict=True):
-            assert_near(mine, theirs, GRADIENTS[SINGLE], SINGLE)
+        check_sums(arrays)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 300_000), (300_000, 1), (100_000, 3)])
+def test_long_sums(n, m):
+    """Gradients of one sign, which add up to much, of a side that meets many rows of the other."""
+    for K in (None, 2):
+        u, v, w, b, *more = problem(n, m, 2, K)
+        more = [x.abs() for x in more]
+        check_sums([u, v, w.abs() + 0.5, b, *more])
+
+
+def check_sums(arrays):
+    leaves, exact = leaves_of(arrays), leaves_of(arrays, DOUBLE)
+    got = gradients(pair_mlp(*leaves).sum(), leaves, None)
+    for mine, theirs in zip(got, gradients(reference.pair_mlp(*exact).sum(), exact, None), strict=True):
+        assert_near(mine, theirs, GRADIENTS[SINGLE], SINGLE)
 
 
 @kinds
@@ -220,6 +231,18 @@ def test_infinity(m):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
     u[2, 1] = -torch.inf
     torch.testing.assert_close(pair_mlp(u, v, w, b), reference.pair_mlp(u, v, w, b))
+
+
+@pytest.mark.parametrize(("K", "place"), [(None, 2), (3, 2), (3, 4), (3, 5)])
+def test_infinite_weights(K, place):
+    """Neither do they with infinite weights, of the last layer or of the hidden one."""
+    arrays = problem(4, 5, 3, K)
+    arrays[place].view(-1)[0] = torch.inf
+    leaves, exact = leaves_of(arrays), leaves_of(arrays, DOUBLE)
+    got, want = pair_mlp(*leaves, activation="sigmoid"), reference.pair_mlp(*exact, activation="sigmoid")
+    grads = zip(gradients(got.sum(), leaves, None), gradients(want.sum(), exact, None), strict=True)
+    for mine, theirs in grads:
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 # ---- gradients ----

@@ -71,10 +71,9 @@ def pair_mlp(
         TypeError: another type, arrays of several types, libraries or devices.
 
     Any strides. O(n m H (K + 1)) time, forward and backward. Scratch memory O(m H) forward; backward at most
-    16 times that, and 16 times the weights. The backward pass keeps the arguments only. In float32, with
-    weights of the order of 1, scores are within 2e-6 of the largest or of 1, gradients within 1e-5. On the
-    CPU those of u and v are summed up in float32 over the rows of the other side: over 100,000 they are
-    within 5e-4.
+    16 times that, once more per thread, and 16 times the weights. The backward pass keeps the arguments only.
+    Threads share out the rows of u. In float32, with weights of the order of 1, scores are within 2e-6 of the
+    largest or of 1, gradients within 1e-5.
     """
     if is_torch(u):
         return _torch_half().pair_mlp(u, v, w, b, hidden, hidden_bias, activation)
