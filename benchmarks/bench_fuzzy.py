@@ -10,32 +10,24 @@ Four formulas over tables of truth values, each to a single number, with the gra
 
 "tenfold" of R4 is tenfold.logic, which makes two matrix products of it.
 
-What a predicate of two arguments costs that a perceptron on pairs of points grounds, of n points each, is in
-the rows "pair perceptron": with layers of 16 and 1 units, and of 16, 16 and 1. "eager" concatenates the
-points of each pair, "split" adds a product for each side instead; tenfold.ops.pairwise has neither array.
-
 "stack" puts broadcast operands into one tensor and takes logsumexp, "logaddexp" takes it pair by pair,
-torch.compile compiles the faster of them. "copy" copies the bytes of the tables and of their gradients once.
-The error is the largest of the result and the gradients, each relative to its largest number, against
-float64; those of the alternatives are in the report under "errors". With the backward pass the peak of
-memory is measured too, which cannot be below the size of the gradients. LTNtorch 1.0.2 gets its truth values
-as grounded formulas; it takes part where it is installed (`pip install LTNtorch==1.0.2 --no-deps`).
+torch.compile compiles the faster of them; forms.py says how forms are compared. LTNtorch 1.0.2 gets its truth
+values as grounded formulas; it takes part where it is installed (`pip install LTNtorch==1.0.2 --no-deps`).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from forms import Compare, Form, error, passes, race, threads, wanted
 from tenfold.logic import KnowledgeBase, StableProduct, TrivialOptimumWarning
 from tenfold.ops import fuzzy
-from tenfold.ops.pairwise import pair_mlp
 from tenfold.ops.reference import fuzzy as reference
 
 try:
@@ -43,12 +35,7 @@ try:
 except ImportError:
     ltn = None
 
-Compare = Callable[..., None]  # the fixture of conftest.py
-Form = Callable[..., Tensor]
-
 EPS = 1e-4
-threads = pytest.mark.parametrize("threads", [1, 2])
-passes = pytest.mark.parametrize("backward", [False, True], ids=["forward", "with backward"])
 IMPLICATION = "0 1 and 2 implies"
 
 
@@ -135,45 +122,9 @@ def r4_ltn(r: Tensor) -> Tensor:
     return forall([x, y, z], implication(conjunction(first, second), third)).value
 
 
-# Scores of all pairs, of points x and y, the first layer's weights and bias, and pair_mlp's other arguments.
-POINT_FEATURES, UNITS = 2, 16
-
-
-def perceptron_tables(layers: str, n: int) -> list[Tensor]:
-    points = (n, POINT_FEATURES)
-    shapes = [points, points, (UNITS, 2 * POINT_FEATURES), (UNITS,), (UNITS,), ()]
-    if layers == "16-16-1":
-        shapes += [(UNITS, UNITS), (UNITS,)]
-    return [torch.randn(shape) / (math.sqrt(shape[-1]) if len(shape) == 2 else 1.0) for shape in shapes]
-
-
-def perceptron(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
-    w_x, w_y = first.split(POINT_FEATURES, dim=1)
-    return pair_mlp(x @ w_x.T, y @ w_y.T + bias, *rest)
-
-
-def perceptron_eager(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
-    shape = (len(x), len(y), POINT_FEATURES)
-    pairs = torch.cat([x[:, None].expand(shape), y.expand(shape)], dim=-1)
-    return _later_layers(torch.nn.functional.linear(pairs, first, bias), *rest)
-
-
-def perceptron_split(x: Tensor, y: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
-    w_x, w_y = first.split(POINT_FEATURES, dim=1)
-    return _later_layers((x @ w_x.T)[:, None] + (y @ w_y.T + bias), *rest)
-
-
-def _later_layers(z: Tensor, w: Tensor, b: Tensor, *hidden: Tensor) -> Tensor:
-    elu = torch.nn.functional.elu
-    z = elu(z)
-    if hidden:
-        z = elu(torch.nn.functional.linear(z, *hidden))
-    return z @ w + b
-
-
-PERCEPTRONS: dict[str, Form] = {
-    "tenfold": perceptron, "eager": perceptron_eager, "split": perceptron_split,
-}  # fmt: skip
+def logs(*shape: int) -> Tensor:
+    """Log truth values of sigmoids of normal logits."""
+    return torch.nn.functional.logsigmoid(2 * torch.randn(*shape))
 
 
 def exact(form: Form) -> Form:
@@ -189,78 +140,7 @@ def exact(form: Form) -> Form:
     return kinds[form]
 
 
-# ---- how they are run ----
-
-
-def logs(*shape: int) -> Tensor:
-    """Log truth values of sigmoids of normal logits."""
-    return torch.nn.functional.logsigmoid(2 * torch.randn(*shape))
-
-
-def call(form: Form, tables: list[Tensor], backward: bool) -> Callable[[], Any]:
-    if backward:
-        leaves = [t.detach().requires_grad_() for t in tables]
-        return lambda: torch.autograd.grad(form(*leaves), leaves)
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            return form(*tables)
-
-    return run
-
-
-def error(form: Form, tables: list[Tensor], backward: bool, twin: Form) -> float:
-    worst = 0.0
-    gots, wants = (
-        (f, [t.detach().to(kind).requires_grad_() for t in tables])
-        for f, kind in ((form, torch.float32), (twin, torch.float64))
-    )
-    got, want = gots[0](*gots[1]), wants[0](*wants[1])
-    pairs = [(got, want)]
-    if backward:
-        pairs += zip(torch.autograd.grad(got, gots[1]), torch.autograd.grad(want, wants[1]), strict=True)
-    for a, b in pairs:
-        worst = max(worst, float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max()))
-    return worst
-
-
-def race(
-    compare: Compare,
-    name: str,
-    shape: str,
-    tables: list[Tensor],
-    forms: dict[str, Form],
-    backward: bool,
-    threads: int,
-    twin: Form,
-    targets: dict[str, tuple[str, float]],
-    compiled: Form | None = None,
-) -> None:
-    errors = {key: error(form, tables, backward, twin) for key, form in forms.items()}
-    if compiled is not None:
-        forms = {**forms, "torch.compile": torch.compile(compiled, dynamic=False, fullgraph=True)}
-    calls = {key: call(form, tables, backward) for key, form in forms.items()}
-    memory = list(calls) if backward else []
-    copied = torch.zeros(sum(t.numel() for t in tables) * (2 if backward else 1))
-    calls["copy"] = copied.clone
-    op = name + (" and backward" if backward else "")
-    compare(
-        calls,
-        threads,
-        errors.pop("tenfold"),
-        memory=memory,
-        errors=errors,
-        op=op,
-        shape=shape,
-        dtype="fp32",
-        regime="fresh",
-        targets=targets if backward else {},
-    )
-
-
-def wanted(threads: int, **targets: tuple[str, float]) -> dict[str, tuple[str, float]]:
-    """Targets are set for all threads of the machine they were set on, which had two."""
-    return {name.replace("_", "."): target for name, target in targets.items()} if threads == 2 else {}
+# ---- the rows ----
 
 
 @threads
@@ -422,18 +302,3 @@ def test_sparse_guards(compare: Compare, backward: bool, threads: int) -> None:
 
     forms: dict[str, Form] = {"tenfold": ours, "tenfold, mask": masked, "eager": eager}
     race(compare, "guarded exists, 5 %", f"{n}x{n}", [table], forms, backward, threads, eager, {})
-
-
-@threads
-@passes
-@pytest.mark.parametrize("n", [200, 1000])
-@pytest.mark.parametrize("layers", ["16-1", "16-16-1"])
-def test_pair_perceptron(compare: Compare, layers: str, n: int, backward: bool, threads: int) -> None:
-    weights = torch.randn(n, n)
-
-    def weighed(form: Form) -> Form:
-        return lambda *tables: (form(*tables) * weights.to(tables[0].dtype)).sum()
-
-    forms = {name: weighed(form) for name, form in PERCEPTRONS.items()}
-    eager, tables = forms["eager"], perceptron_tables(layers, n)
-    race(compare, f"pair perceptron {layers}", f"{n}x{n}", tables, forms, backward, threads, eager, {}, eager)

@@ -1,9 +1,9 @@
-"""The fuzzy and pairwise families on a GPU, against torch on that GPU: `tenfold bench fuzzy --device cuda`.
+"""The fuzzy family on a GPU, against torch on that GPU: `tenfold bench fuzzy --device cuda`.
 
-The formulas K1 to K4 and the pair perceptrons of bench_fuzzy.py, in the forms that are compared there;
-on_gpu.py says how they are timed. "copy_" copies as many bytes as there are in the tables, and with backward
-in their gradients too, once; for the perceptrons, as in the scores and their gradient. The error is the
-largest of the result and the gradients, each relative to its largest number, against float64.
+The formulas K1 to K4 of bench_fuzzy.py, in the forms that are compared there; on_gpu.py says how they are
+timed. "copy_" copies as many bytes as there are in the tables, and with backward in their gradients too,
+once. The error is the largest of the result and the gradients, each relative to its largest number, against
+float64.
 """
 
 from __future__ import annotations
@@ -51,30 +51,5 @@ def test_formula(benchmark: Any, name: str, n: int, backward: bool) -> None:
         limits=on_gpu.copy_of(moved),
         op=f"{name}{' and backward' if backward else ''}",
         shape="x".join([str(n)] * (3 if name == "K3" else 2)),
-        dtype="fp32",
-    )
-
-
-@passes
-@pytest.mark.parametrize("n", [200, 1000])
-@pytest.mark.parametrize("layers", ["16-1", "16-16-1"])
-def test_pair_perceptron(benchmark: Any, layers: str, n: int, backward: bool) -> None:
-    forms = bench_fuzzy.PERCEPTRONS
-    moved = 4 * n * n * (2 if backward else 1)
-
-    def make(_: int) -> on_gpu.Problem:
-        tables = bench_fuzzy.perceptron_tables(layers, n)
-        return on_gpu.problem_of(forms["tenfold"], tuple(t.cuda() for t in tables), backward=backward)
-
-    on_gpu.compare(
-        benchmark,
-        make,
-        {name: on_gpu.calling(form, backward) for name, form in forms.items()},
-        on_gpu.against(forms["tenfold"], forms["eager"], backward),
-        on_gpu.sets_for(moved),
-        optional=on_gpu.compiled(forms["eager"], backward),
-        limits=on_gpu.copy_of(moved),
-        op=f"pair perceptron {layers}{' and backward' if backward else ''}",
-        shape=f"{n}x{n}",
         dtype="fp32",
     )

@@ -6,7 +6,7 @@ R3  LogMeanExp over an axis of a conjunction: parts without the axis leave it; t
     are a matrix product of exponentials. Axes go one at a time.
 R4  products of degrees to an integer power: products of powers (polynomial.py).
 Minimum and maximum go into conjunctions and disjunctions. An index list as a guard gathers its pairs; where
-one of its axes is free, they are quantified by segments.
+one of its axes is free, sums are taken by segments, and a minimum makes a table of all pairs.
 """
 
 from __future__ import annotations
