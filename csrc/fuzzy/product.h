@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <vector>
 
 #include "core/gemm.h"
 #include "core/parallel.h"
@@ -52,7 +53,8 @@ class Product {
         ea_(task.batch * task.X * task.Y),
         eb_(task.batch * task.Y * wide()),
         tops_a_(task.batch * task.X),
-        tops_b_(task.batch * wide()) {
+        tops_b_(task.batch * wide()),
+        some_lost_(static_cast<size_t>(task.batch * task.X)) {
     to_log2_ = static_cast<N>(task.alpha * 1.4426950408889634074);
     exponentiate_rows();
     exponentiate_columns();
@@ -72,7 +74,9 @@ class Product {
     blocks(t_.X, [&](int64_t batch, int64_t x, int64_t rows, N* sums, float* scratch) {
       sum_rows(batch, x, rows, sums, scratch);
       N* const own = weights.data() + (batch * t_.X + x) * wide();
-      for (int64_t i = 0; i < rows; ++i) weigh(batch, x + i, sums + i * wide(), own + i * wide());
+      for (int64_t i = 0; i < rows; ++i) {
+        some_lost_[batch * t_.X + x + i] = weigh(batch, x + i, sums + i * wide(), own + i * wide());
+      }
     });
     if (t_.a_grad.data != nullptr) {
       blocks(t_.X, [&](int64_t batch, int64_t x, int64_t rows, N* to, float* scratch) {
@@ -206,19 +210,24 @@ class Product {
   }
 
   // weights: grad / sum. Where the sum underflows it stays 0, and the element is remembered by a sign of 0.
-  void weigh(int64_t batch, int64_t x, const N* sums, N* weights) const {
+  // Whether there is such a one.
+  bool weigh(int64_t batch, int64_t x, const N* sums, N* weights) const {
+    bool some = false;
     for (int64_t z = 0; z < wide(); ++z) {
       const bool there = z < t_.Z;
       const N grad = there ? static_cast<N>(to_float(*at(t_.grad, batch, x, z))) : N(0);
       weights[z] = !there ? N(0) : sums[z] >= kTiny(N{}) ? grad / sums[z] : -N(0);
       if (there && weights[z] == N(0) && sums[z] >= kTiny(N{})) weights[z] = N(0);
+      some |= lost(weights[z]);
     }
+    return some;
   }
   static bool lost(N weight) { return weight == N(0) && __builtin_signbit(weight); }
 
   // Calls f(z, sum's share factor, top) for the lost elements of a row.
   template <class F>
   void for_lost(int64_t batch, int64_t x, const N* weights, F&& f) const {
+    if (some_lost_[batch * t_.X + x] == 0) return;
     const N* const row = weights + (batch * t_.X + x) * wide();
     for (int64_t z = 0; z < t_.Z; ++z) {
       if (!lost(row[z])) continue;
@@ -259,6 +268,7 @@ class Product {
 
   const ProductTask& t_;
   Memory<N> a_, b_, ea_, eb_, tops_a_, tops_b_;
+  std::vector<char> some_lost_;  // of each row
   N to_log2_;
 };
 
