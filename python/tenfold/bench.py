@@ -225,7 +225,9 @@ def _machine_text(machine: dict[str, Any]) -> str:
 
 
 def _target_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    head = ["target (geometric mean, 1 thread)", "wanted", "measured", "met"]
+    threads = {row.threads for row in rows if row.targets}
+    ran = {1: ", 1 thread", 2: ", 2 threads"}.get(threads.pop(), "") if len(threads) == 1 else ""
+    head = [f"target (geometric mean{ran})", "wanted", "measured", "met"]
     return head, [[t.title, t.wanted, t.measured, "yes" if t.met else "NO"] for t in targets(rows)]
 
 
