@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "fuzzy/chains.h"
 #include "fuzzy/connectives.h"
 #include "fuzzy/fuzzy.h"
 #include "fuzzy/lanes.h"
@@ -329,6 +331,26 @@ class Postfix {
   Postfix(const Task& task, bool with_gradient) : task_(task), operands_(task), rows_(task.steps * kStride) {
     away_ = {static_cast<N>(1.0 - task.eps), static_cast<N>(task.eps)};
     if (with_gradient) slopes_.allocate(task.steps * kStride);
+    if constexpr (std::is_same_v<N, float>) chain_ = chain_of<N>(task);
+    for (int i = 0, term = 0; chain_ != nullptr && i < task.steps; ++i) {
+      if (task.program[i].code == Code::operand) term_operands_[term++] = task.program[i].operand;
+    }
+  }
+
+  // Whether a row is computed at once, in registers.
+  bool chained() const { return chain_ != nullptr; }
+
+  // Of a chain: the sum over row h of scale * v + shift, or of its square.
+  double total(const Tile& tile, int64_t h, const Affine& affine, bool squared) {
+    return chain_->add_up(terms_of(h), away_, static_cast<N>(affine.scale), static_cast<N>(affine.shift),
+                          squared, tile.lanes);
+  }
+
+  // Of a chain: factor * ((scale * v + shift) * reference).
+  void values(const Tile& tile, int64_t h, const Affine& affine, const Slope<N>& slope, N* to) {
+    const Outlet<N> outlet{static_cast<N>(affine.scale), static_cast<N>(affine.shift), slope.reference,
+                           slope.factor};
+    chain_->values(terms_of(h), away_, outlet, tile.width, to);
   }
 
   void load(const Tile& tile) {
@@ -337,6 +359,7 @@ class Postfix {
   }
 
   void values(const Tile& tile, int64_t h, N* to) {
+    if (chained()) return chain_->values(terms_of(h), away_, {}, tile.width, to);
     evaluate(tile, h, to);
     const Value& last = values_[task_.steps - 1];
     if (last.row == to && last.lanes) return;
@@ -344,6 +367,7 @@ class Postfix {
   }
 
   void backward(const Tile& tile, int64_t h, const N* slopes, Contributions<T>& to) {
+    if (chained()) return chain_backward(tile, h, slopes, to);
     if (evaluated_ != h) evaluate(tile, h, rows_.data() + (task_.steps - 1) * kStride);
     const int last = task_.steps - 1;
     slope_rows_[last] = slopes;
@@ -471,6 +495,39 @@ class Postfix {
     }
   }
 
+  Terms<N> terms_of(int64_t h) {
+    Terms<N> terms;
+    for (int term = 0; term < chain_->terms; ++term) {
+      const Cells<N>& cells = operands_.cells(term_operands_[term]);
+      terms.row[term] = cells.row(h);
+      terms.mask[term] = -1;
+      if (cells.lanes) continue;
+      terms.row[term] = rows_.data() + term * kStride;
+      terms.mask[term] = 0;
+      write(rows_.data() + term * kStride, splat(*cells.row(h)));
+    }
+    return terms;
+  }
+
+  void chain_backward(const Tile& tile, int64_t h, const N* slopes, Contributions<T>& to) {
+    N* rows[kTerms] = {};
+    double sums[kTerms] = {};
+    for (int term = 0; term < chain_->terms; ++term) {
+      const int operand = term_operands_[term];
+      if (to.wanted(operand) && to.lanes(operand)) rows[term] = slopes_.data() + term * kStride;
+    }
+    chain_->hand_on(terms_of(h), away_, slopes, tile.width, rows, sums);
+    for (int term = 0; term < chain_->terms; ++term) {
+      const int operand = term_operands_[term];
+      if (!to.wanted(operand)) continue;
+      if (rows[term] == nullptr) {
+        to.add_cell(operand, h, sums[term]);
+      } else {
+        to.add_lanes(operand, h, [from = rows[term]](int64_t j) { return read(from + j); });
+      }
+    }
+  }
+
   void give(int i, int operand, int64_t h, const Tile& tile, Contributions<T>& to) {
     if (!to.wanted(operand)) return;
     if (!values_[i].lanes) return to.add_cell(operand, h, slope_sums_[i]);
@@ -486,6 +543,8 @@ class Postfix {
   Value values_[kMostSteps];
   const N* slope_rows_[kMostSteps];
   double slope_sums_[kMostSteps];
+  const Chain<N>* chain_ = nullptr;
+  int term_operands_[kTerms] = {};
   int64_t evaluated_ = -1;  // the row whose steps' values are there
 };
 

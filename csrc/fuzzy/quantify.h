@@ -96,6 +96,13 @@ class Forward {
         if (done) return seen;
       }
     }
+    if constexpr (std::is_same_v<F, Postfix<T>>) {
+      const bool squared = reduction.quantifier == Quantifier::power && reduction.power == 2;
+      if (formula_.chained() && !guard_.present() && (squared || reduction.quantifier == Quantifier::add)) {
+        seen.sum = formula_.total(tile, h, reduction.before, squared);
+        return seen;
+      }
+    }
     formula_.values(tile, h, row(0));
     prepare_row(reduction, guard_, tile, h, row(0));
     return seen_in_row(reduction, row(0), tile.width);
@@ -284,6 +291,13 @@ class Backward {
   void slopes_of_row(const Tile& tile, int64_t h) {
     const Reduction& reduction = task_.reduction;
     N* const slopes = slopes_.data();
+    if constexpr (std::is_same_v<F, Postfix<T>>) {
+      const bool squared = reduction.quantifier == Quantifier::power && reduction.power == 2;
+      if (formula_.chained() && squared && !task_.kept[kLaneAxis]) {
+        formula_.values(tile, h, reduction.before, slope_at(tile, h, 0), slopes);
+        return clear_rest(tile, h);
+      }
+    }
     const bool by_value = reduction.quantifier != Quantifier::copy && reduction.quantifier != Quantifier::add;
     if (by_value) {
       formula_.values(tile, h, values_.data());

@@ -48,6 +48,10 @@ AGGS = ["pmean_error", "pmean", "mean", "min", "max"]
 FORMULAS = [
     "0",
     "0 1 and 2 implies",
+    "0 1 or",
+    "0 1 2 implies or",
+    "0 0 implies 1 and",
+    "2 0 1 or and",
     "0 1 implies 1 0 implies and",
     "0 not 1 or 2 and",
     "0 1 and_goedel 2 or_goedel",
@@ -291,8 +295,8 @@ def test_many_tiles(quant, conn, reduce, dtype):
 def test_formulas_of_many_tiles(formula, agg, reduce):
     operands = [truths(70), truths(1100, seed=1), truths(70, 1100, seed=2)]
     axes = ["x", "y", "xy"]
-    for p in (2.0, 5.0):
-        options = {"formula": formula, "agg": agg, "p": p, "guard": (masks(70), "x")}
+    for p, guard in itertools.product((2.0, 5.0), ((masks(70), "x"), None)):
+        options = {"formula": formula, "agg": agg, "p": p, "guard": guard}
         check(
             lambda *xs, o=options: fuzzy_quantify(xs, axes, reduce, **o),
             lambda *xs, o=options: reference.fuzzy_quantify(xs, axes, reduce, **o),
