@@ -74,11 +74,11 @@ class Run:
 
     def axes(self, step: Step) -> Axes:
         """The axes of a step here."""
-        return tuple(dict.fromkeys(self.zipped.get(axis, axis) for axis in step.axes))
+        return polynomial.replaced(step.axes, self.zipped)
 
     def over(self, step: Quantify) -> Axes:
         """The axes that a quantifier binds, here."""
-        return tuple(dict.fromkeys(self.zipped.get(axis, axis) for axis in step.over))
+        return polynomial.replaced(step.over, self.zipped)
 
     def guard(self, step: Quantify) -> Guard:
         """Where a quantifier looks."""

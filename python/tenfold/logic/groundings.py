@@ -97,6 +97,8 @@ def union(lists: Iterable[Axes]) -> Axes:
 
 def aligned(tensor: Tensor, axes: Axes, order: Axes) -> Tensor:
     """``tensor`` with a dimension for each axis of ``order``, of size 1 where it lacks it, then features."""
+    if axes == order:
+        return tensor
     there = [axis for axis in order if axis in axes]
     features = list(range(len(axes), tensor.dim()))
     tensor = tensor.permute([axes.index(axis) for axis in there] + features)
@@ -186,16 +188,23 @@ class Grounding:
             self.sizes[axis] = found
         return self.sizes[axis]
 
-    def _sizes_from_tables(self, axis: str) -> Iterator[int]:
+    @functools.cached_property
+    def _places(self) -> dict[str, list[tuple[Atom | Apply, int]]]:
+        """Where variables of each axis are arguments."""
+        places: dict[str, list[tuple[Atom | Apply, int]]] = {}
         for root in self.roots:
             for node in root.walk():
-                if not isinstance(node, Atom | Apply):
-                    continue
-                for position, part in enumerate(node.parts):
-                    if isinstance(part, Var) and part.axis == axis:
-                        size = self._size_from(node, position)
-                        if size is not None:
-                            yield size
+                if isinstance(node, Atom | Apply):
+                    for position, part in enumerate(node.parts):
+                        if isinstance(part, Var):
+                            places.setdefault(part.axis, []).append((node, position))
+        return places
+
+    def _sizes_from_tables(self, axis: str) -> Iterator[int]:
+        for node, position in self._places.get(axis, ()):
+            size = self._size_from(node, position)
+            if size is not None:
+                yield size
 
     def _size_from(self, node: Atom | Apply, position: int) -> int | None:
         table = self.of(node.symbol)

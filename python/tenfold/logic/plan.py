@@ -7,7 +7,6 @@ ones). With degrees: not, and, or and implies as they are written.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +21,8 @@ class Step:
     """Something to compute; one object for each distinct formula, so that a cache by step shares parts."""
 
     axes: Axes = field(init=False)
-    number: int = field(init=False, default_factory=itertools.count().__next__)
-    """In order of making: sums in this order are the same bits in every process."""
+    plans: dict[Any, Any] = field(init=False, default_factory=dict, repr=False)
+    """Of the last shapes of groundings, what a quantifier over this does: polynomial.py."""
 
 
 @dataclass(eq=False)

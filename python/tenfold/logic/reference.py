@@ -156,15 +156,19 @@ def power(own: float | None, aggregator: Aggregator) -> float:
 def total(values: list[Tensor], weights: list[float], semantics: Fuzzy | LogProduct) -> Tensor:
     """All axioms together: a degree, or in log space its logarithm."""
     stacked = torch.stack(values)
-    weight = stacked.new_tensor(weights)
-    if isinstance(semantics, LogProduct):
-        summed = (weight * stacked).sum()
-        return summed if semantics.total == "sum" else summed / weight.sum()
+    if isinstance(semantics, LogProduct) and semantics.total == "sum":
+        return (stacked.new_tensor(weights) * stacked).sum()
+    if isinstance(semantics, LogProduct) or semantics.total.kind == "mean":
+        return _average(stacked, weights)
     if semantics.total.kind == "min":
         return stacked.min()
-    if semantics.total.kind == "mean":
-        return (weight * stacked).sum() / weight.sum()
     p = power(None, semantics.total)
     error = 1 - (1 - semantics.eps) * stacked
-    mean = (weight * error.pow(p)).sum() / weight.sum()
-    return 1 - ops.root(mean, p)
+    return 1 - ops.root(_average(error.pow(p), weights), p)
+
+
+def _average(values: Tensor, weights: list[float]) -> Tensor:
+    if len(set(weights)) == 1:
+        return values.mean()
+    weight = values.new_tensor(weights)
+    return (weight * values).sum() / weight.sum()

@@ -223,7 +223,7 @@ def at_step(semantics: S, step: int | None) -> S:
     changed: dict[str, Any] = {}
     for name in ("forall", "exists", "total"):
         aggregator = getattr(semantics, name)
-        if isinstance(aggregator, Aggregator) and isinstance(aggregator.level, Schedule):
+        if isinstance(aggregator, Aggregator) and not isinstance(aggregator.level, int | float):
             if step is None:
                 raise ValueError(f"step: {name} has a schedule; call with step=")
             changed[name] = replace(aggregator, level=float(aggregator.level.at(step)))
