@@ -7,6 +7,7 @@
 #include "fuzzy/connectives.h"
 #include "fuzzy/fuzzy.h"
 #include "fuzzy/lanes.h"
+#include "fuzzy/sinks.h"
 
 namespace tenfold::fuzzy {
 namespace TENFOLD_LEVEL {
@@ -14,13 +15,20 @@ namespace TENFOLD_LEVEL {
 inline constexpr int kTerms = 3;
 
 // The operands of a chain, in the order of the program; `mask` is 0 where all lanes share one number, of
-// which `row` then is a vector, and -1 else.
+// which `row` then is a vector, and -1 else. What is beyond the last whole vector is in `last`, with zeros
+// behind it: rows may end with their last lane.
 template <class N>
 struct Terms {
   const N* row[kTerms] = {};
   int64_t mask[kTerms] = {};
+  const N* last[kTerms] = {};
 
   Lanes<N> at(int term, int64_t j) const { return read(row[term] + (j & mask[term])); }
+  Terms rest() const {
+    Terms rest;
+    for (int k = 0; k < kTerms; ++k) rest.row[k] = last[k];
+    return rest;
+  }
 };
 
 // What becomes of a value v: factor * ((scale * v + shift) * reference).
@@ -32,12 +40,14 @@ struct Outlet {
 template <class N>
 struct Chain {
   int terms;
-  void (*values)(const Terms<N>& terms, Away<N> away, Outlet<N> outlet, int64_t width, N* to);
+  void (*values)(const Terms<N>& terms, Away<N> away, int64_t lanes, N* to);  // in whole vectors
   // The sum over lanes of scale * v + shift, or of its square.
   double (*add_up)(const Terms<N>& terms, Away<N> away, N scale, N shift, bool squared, int64_t lanes);
-  // Slopes of the values, handed on to the terms: to each its row, or where that is null their sum.
-  void (*hand_on)(const Terms<N>& terms, Away<N> away, const N* slopes, int64_t width, N* const* to,
-                  double* sums);
+  // Slopes of the values, handed on to the terms: those of a row of whole vectors, or where that is null
+  // those that the outlet makes of the values. They go to the row of a term, or where there is none to its
+  // sum.
+  void (*hand_on)(const Terms<N>& terms, Away<N> away, const N* slopes, Outlet<N> outlet, int64_t lanes,
+                  const Inlet<N>* to, double* sums);
 };
 
 // f(a, b); second(f(a, b), c); second(a, f(b, c)).
@@ -59,72 +69,107 @@ struct ChainOf {
     }
   }
 
-  static void values(const Terms<N>& terms, Away<N> away, Outlet<N> outlet, int64_t width, N* to) {
-    for (int64_t j = 0; j < width; j += kLanes<N>) {
-      const V prepared = outlet.scale * value(terms, j, away) + outlet.shift;
-      write(to + j, outlet.factor * (prepared * outlet.reference));
-    }
+  static void values(const Terms<N>& terms, Away<N> away, int64_t lanes, N* to) {
+    int64_t j = 0;
+    for (; j + kLanes<N> <= lanes; j += kLanes<N>) write(to + j, value(terms, j, away));
+    if (j < lanes) write(to + j, value(terms.rest(), 0, away));
   }
 
   static double add_up(const Terms<N>& terms, Away<N> away, N scale, N shift, bool squared, int64_t lanes) {
     V even{}, odd{};
-    const auto term = [&](int64_t j) {
-      const V v = scale * value(terms, j, away) + shift;
+    const auto term = [&](const Terms<N>& from, int64_t j) {
+      const V v = scale * value(from, j, away) + shift;
       return squared ? v * v : v;
     };
     int64_t j = 0;
     for (; j + 2 * kLanes<N> <= lanes; j += 2 * kLanes<N>) {
-      even += term(j);
-      odd += term(j + kLanes<N>);
+      even += term(terms, j);
+      odd += term(terms, j + kLanes<N>);
     }
-    for (; j + kLanes<N> <= lanes; j += kLanes<N>) even += term(j);
-    if (j < lanes) {
-      N last[kLanes<N>];
-      write(last, term(j));
-      for (int64_t k = lanes - j; k < kLanes<N>; ++k) last[k] = 0;
-      odd += read(last);
-    }
+    for (; j + kLanes<N> <= lanes; j += kLanes<N>) even += term(terms, j);
+    if (j < lanes) odd += first_of(term(terms.rest(), 0), lanes - j);
     return static_cast<double>(total(even + odd));
   }
 
-  static void hand_on(const Terms<N>& terms, Away<N> away, const N* slopes, int64_t width, N* const* to,
-                      double* sums) {
+  static void hand_on(const Terms<N>& terms, Away<N> away, const N* slopes, Outlet<N> outlet, int64_t lanes,
+                      const Inlet<N>* to, double* sums) {
+    if (slopes != nullptr) {
+      return hand_on(terms, away, lanes, to, sums, [=](V, int64_t j) { return read(slopes + j); });
+    }
+    hand_on(terms, away, lanes, to, sums, [=](V v, int64_t) {
+      return outlet.factor * ((outlet.scale * v + outlet.shift) * outlet.reference);
+    });
+  }
+
+ private:
+  // The first so many lanes, and zeros.
+  static V first_of(V x, int64_t lanes) {
+    N each[kLanes<N>];
+    write(each, x);
+    for (int64_t k = lanes; k < kLanes<N>; ++k) each[k] = 0;
+    return read(each);
+  }
+
+  struct Each {
+    V of[kTerms];
+  };
+
+  // Slopes of the terms at j, own(value, at) being that of the value.
+  template <class F>
+  static Each slopes_at(const Terms<N>& terms, int64_t j, const Away<N>& away, F&& own_of) {
+    const V a = terms.at(0, j), b = terms.at(1, j);
+    if constexpr (nesting == Nesting::one) {
+      const V own = own_of(First::value(a, b, away));
+      const auto by = First::slopes(a, b, away);
+      return {{own * by.x, own * by.y, V{}}};
+    } else {
+      const V c = terms.at(2, j);
+      constexpr bool left = nesting == Nesting::left;
+      const V x = left ? First::value(a, b, away) : a, y = left ? c : First::value(b, c, away);
+      const V own = own_of(Second::value(x, y, away));
+      const auto outer = Second::slopes(x, y, away);
+      const auto inner = left ? First::slopes(a, b, away) : First::slopes(b, c, away);
+      if (left) return {{own * outer.x * inner.x, own * outer.x * inner.y, own * outer.y}};
+      return {{own * outer.x, own * outer.y * inner.x, own * outer.y * inner.y}};
+    }
+  }
+
+  template <class F>
+  static void hand_on(const Terms<N>& terms, const Away<N>& away, int64_t lanes, const Inlet<N>* to,
+                      double* sums, F own) {
     V sum[kTerms] = {};
-    for (int64_t j = 0; j < width; j += kLanes<N>) {
-      const V own = read(slopes + j), a = terms.at(0, j), b = terms.at(1, j);
-      V each[kTerms];
-      if constexpr (nesting == Nesting::one) {
-        const auto by = First::slopes(a, b, away);
-        each[0] = own * by.x;
-        each[1] = own * by.y;
-      } else {
-        const V c = terms.at(2, j);
-        if constexpr (nesting == Nesting::left) {
-          const auto outer = Second::slopes(First::value(a, b, away), c, away);
-          const auto inner = First::slopes(a, b, away);
-          each[0] = own * outer.x * inner.x;
-          each[1] = own * outer.x * inner.y;
-          each[2] = own * outer.y;
-        } else {
-          const auto outer = Second::slopes(a, First::value(b, c, away), away);
-          const auto inner = First::slopes(b, c, away);
-          each[0] = own * outer.x;
-          each[1] = own * outer.y * inner.x;
-          each[2] = own * outer.y * inner.y;
-        }
-      }
+    Inlet<N> inlet[kTerms];
+    for (int k = 0; k < kCount; ++k) inlet[k] = to[k];
+    int64_t j = 0;
+    for (; j + kLanes<N> <= lanes; j += kLanes<N>) {
+      const Each slope = slopes_at(terms, j, away, [&](V v) { return own(v, j); });
 #pragma GCC unroll 3
       for (int k = 0; k < kCount; ++k) {
-        if (to[k] != nullptr) {
-          write(to[k] + j, each[k]);
+        if (inlet[k].row == nullptr) {
+          sum[k] += slope.of[k];
         } else {
-          sum[k] += each[k];
+          N* const at = inlet[k].row + j;
+          write(at, inlet[k].add ? read(at) + slope.of[k] : slope.of[k]);
+        }
+      }
+    }
+    if (j < lanes) {
+      const Each slope = slopes_at(terms.rest(), 0, away, [&](V v) { return own(v, j); });
+      for (int k = 0; k < kCount; ++k) {
+        const V first = first_of(slope.of[k], lanes - j);
+        sum[k] += first;
+        N each[kLanes<N>];
+        write(each, first);
+        for (int64_t i = 0; inlet[k].row != nullptr && j + i < lanes; ++i) {
+          N* const at = inlet[k].row + j + i;
+          *at = inlet[k].add ? *at + each[i] : each[i];
         }
       }
     }
     for (int k = 0; k < kCount; ++k) sums[k] = static_cast<double>(total(sum[k]));
   }
 
+ public:
   static constexpr Chain<N> kChain{kCount, &values, &add_up, &hand_on};
 };
 

@@ -22,8 +22,9 @@ class Operands {
 
   explicit Operands(const Task& task) : task_(task) {}
 
-  void load(const Tile& tile) {
-    for (int i = 0; i < task_.operands; ++i) fresh_[i] = packed_[i].load(task_.operand[i], tile);
+  // `padded`: rows are to be of whole vectors.
+  void load(const Tile& tile, bool padded = true) {
+    for (int i = 0; i < task_.operands; ++i) fresh_[i] = packed_[i].load(task_.operand[i], tile, padded);
   }
   const Cells<N>& cells(int i) const { return packed_[i].cells(); }
   bool fresh(int i) const { return fresh_[i]; }
@@ -342,24 +343,25 @@ class Postfix {
 
   // Of a chain: the sum over row h of scale * v + shift, or of its square.
   double total(const Tile& tile, int64_t h, const Affine& affine, bool squared) {
-    return chain_->add_up(terms_of(h), away_, static_cast<N>(affine.scale), static_cast<N>(affine.shift),
-                          squared, tile.lanes);
+    return chain_->add_up(terms_of(tile, h), away_, static_cast<N>(affine.scale),
+                          static_cast<N>(affine.shift), squared, tile.lanes);
   }
 
-  // Of a chain: factor * ((scale * v + shift) * reference).
-  void values(const Tile& tile, int64_t h, const Affine& affine, const Slope<N>& slope, N* to) {
+  // Of a chain: backward from the slopes factor * ((scale * v + shift) * reference).
+  void backward(const Tile& tile, int64_t h, const Affine& affine, const Slope<N>& slope,
+                Contributions<T>& to) {
     const Outlet<N> outlet{static_cast<N>(affine.scale), static_cast<N>(affine.shift), slope.reference,
                            slope.factor};
-    chain_->values(terms_of(h), away_, outlet, tile.width, to);
+    chain_backward(tile, h, nullptr, outlet, to);
   }
 
   void load(const Tile& tile) {
-    operands_.load(tile);
+    operands_.load(tile, !chained());
     evaluated_ = -1;
   }
 
   void values(const Tile& tile, int64_t h, N* to) {
-    if (chained()) return chain_->values(terms_of(h), away_, {}, tile.width, to);
+    if (chained()) return chain_->values(terms_of(tile, h), away_, tile.lanes, to);
     evaluate(tile, h, to);
     const Value& last = values_[task_.steps - 1];
     if (last.row == to && last.lanes) return;
@@ -367,7 +369,7 @@ class Postfix {
   }
 
   void backward(const Tile& tile, int64_t h, const N* slopes, Contributions<T>& to) {
-    if (chained()) return chain_backward(tile, h, slopes, to);
+    if (chained()) return chain_backward(tile, h, slopes, {}, to);
     if (evaluated_ != h) evaluate(tile, h, rows_.data() + (task_.steps - 1) * kStride);
     const int last = task_.steps - 1;
     slope_rows_[last] = slopes;
@@ -495,36 +497,39 @@ class Postfix {
     }
   }
 
-  Terms<N> terms_of(int64_t h) {
+  Terms<N> terms_of(const Tile& tile, int64_t h) {
     Terms<N> terms;
+    const int64_t whole = tile.lanes / kLanes<N> * kLanes<N>;
     for (int term = 0; term < chain_->terms; ++term) {
       const Cells<N>& cells = operands_.cells(term_operands_[term]);
+      N* const own = rows_.data() + term * kStride;
+      terms.row[term] = terms.last[term] = own;
+      if (!cells.lanes) {
+        write(own, splat(*cells.row(h)));
+        continue;
+      }
       terms.row[term] = cells.row(h);
       terms.mask[term] = -1;
-      if (cells.lanes) continue;
-      terms.row[term] = rows_.data() + term * kStride;
-      terms.mask[term] = 0;
-      write(rows_.data() + term * kStride, splat(*cells.row(h)));
+      if (whole == tile.lanes) continue;
+      write(own, Lanes<N>{});
+      for (int64_t j = whole; j < tile.lanes; ++j) own[j - whole] = cells.row(h)[j];
     }
     return terms;
   }
 
-  void chain_backward(const Tile& tile, int64_t h, const N* slopes, Contributions<T>& to) {
-    N* rows[kTerms] = {};
+  // From a row of slopes, or where that is null from those of the outlet.
+  void chain_backward(const Tile& tile, int64_t h, const N* slopes, const Outlet<N>& outlet,
+                      Contributions<T>& to) {
+    Inlet<N> inlets[kTerms];
     double sums[kTerms] = {};
     for (int term = 0; term < chain_->terms; ++term) {
       const int operand = term_operands_[term];
-      if (to.wanted(operand) && to.lanes(operand)) rows[term] = slopes_.data() + term * kStride;
+      if (to.wanted(operand) && to.lanes(operand)) inlets[term] = to.inlet(operand, h);
     }
-    chain_->hand_on(terms_of(h), away_, slopes, tile.width, rows, sums);
+    chain_->hand_on(terms_of(tile, h), away_, slopes, outlet, tile.lanes, inlets, sums);
     for (int term = 0; term < chain_->terms; ++term) {
       const int operand = term_operands_[term];
-      if (!to.wanted(operand)) continue;
-      if (rows[term] == nullptr) {
-        to.add_cell(operand, h, sums[term]);
-      } else {
-        to.add_lanes(operand, h, [from = rows[term]](int64_t j) { return read(from + j); });
-      }
+      if (to.wanted(operand) && !to.lanes(operand)) to.add_cell(operand, h, sums[term]);
     }
   }
 

@@ -60,6 +60,10 @@ char* element_of(const Strided& array, const Tile& tile, int64_t h, int64_t j) {
   return address(array, tile) + h * array.strides[kRowAxis] + j * array.strides[kLaneAxis];
 }
 
+inline bool is_squared(const Reduction& reduction) {
+  return reduction.quantifier == Quantifier::power && reduction.power == 2;
+}
+
 template <class T, class F>
 class Forward {
  public:
@@ -97,7 +101,7 @@ class Forward {
       }
     }
     if constexpr (std::is_same_v<F, Postfix<T>>) {
-      const bool squared = reduction.quantifier == Quantifier::power && reduction.power == 2;
+      const bool squared = is_squared(reduction);
       if (formula_.chained() && !guard_.present() && (squared || reduction.quantifier == Quantifier::add)) {
         seen.sum = formula_.total(tile, h, reduction.before, squared);
         return seen;
@@ -260,8 +264,7 @@ class Backward {
       // Rows that are reduced share the slopes of each lane.
       if (task_.kept[kLaneAxis] && !task_.kept[kRowAxis]) load_slopes(tile, 0);
       for (int64_t h = 0; h < tile.rows; ++h) {
-        slopes_of_row(tile, h);
-        formula_.backward(tile, h, slopes_.data(), contributions_);
+        row_backward(tile, h);
         contributions_.end_row(h);
       }
       contributions_.end_tile();
@@ -288,16 +291,20 @@ class Backward {
     for (int64_t j = tile.lanes; j < tile.width; ++j) factors_[j] = references_[j] = 0;
   }
 
+  void row_backward(const Tile& tile, int64_t h) {
+    if constexpr (std::is_same_v<F, Postfix<T>>) {
+      if (formula_.chained() && is_squared(task_.reduction) && !guard_.present() && !task_.kept[kLaneAxis]) {
+        const Slope<N> slope = slope_at(tile, h, 0);
+        return formula_.backward(tile, h, task_.reduction.before, slope, contributions_);
+      }
+    }
+    slopes_of_row(tile, h);
+    formula_.backward(tile, h, slopes_.data(), contributions_);
+  }
+
   void slopes_of_row(const Tile& tile, int64_t h) {
     const Reduction& reduction = task_.reduction;
     N* const slopes = slopes_.data();
-    if constexpr (std::is_same_v<F, Postfix<T>>) {
-      const bool squared = reduction.quantifier == Quantifier::power && reduction.power == 2;
-      if (formula_.chained() && squared && !task_.kept[kLaneAxis]) {
-        formula_.values(tile, h, reduction.before, slope_at(tile, h, 0), slopes);
-        return clear_rest(tile, h);
-      }
-    }
     const bool by_value = reduction.quantifier != Quantifier::copy && reduction.quantifier != Quantifier::add;
     if (by_value) {
       formula_.values(tile, h, values_.data());

@@ -28,6 +28,13 @@ template <class N, class F>
   for (int64_t i = 0; j < lanes; ++i, ++j) to[j] = first ? last[i] : to[j] + last[i];
 }
 
+// Where contributions go: to a row, which they are added to or written in.
+template <class N>
+struct Inlet {
+  N* row = nullptr;
+  bool add = false;
+};
+
 // How one operand's gradient is kept, for all parts.
 //   direct: added up where it belongs. single: every element is visited once; it is rounded or scattered.
 //   copies: added up in memory of our own, a copy per part where parts share elements.
@@ -192,19 +199,20 @@ class Contributions {
   template <class F>
   void add_lanes(int i, int64_t h, F f) {
     const Store<T>& store = stores_[i];
-    if (!store.rows) {
-      put_row(columns_[i].data(), tile_->width, !column_there_[i], f);
-      column_there_[i] = true;
-      return;
-    }
-    if (store.keep == Keep::single) {
-      N* const row = single_row(i, h);
-      put_row(row, tile_->width, !row_there_[i][h], f);
-    } else {
-      put_row(store.row(*tile_, part_, h, nullptr), tile_->lanes, store.first(*tile_) && !row_there_[i][h],
-              f);
-    }
-    row_there_[i][h] = true;
+    const bool padded = !store.rows || store.keep == Keep::single;
+    const Inlet<N> to = inlet(i, h);
+    put_row(to.row, padded ? tile_->width : tile_->lanes, !to.add, f);
+  }
+
+  // The row that contributions of row h to operand i, which has lanes, are put in: all of them at once.
+  Inlet<N> inlet(int i, int64_t h) {
+    const Store<T>& store = stores_[i];
+    bool& there = store.rows ? row_there_[i][h] : column_there_[i];
+    const bool before = there;
+    there = true;
+    if (!store.rows) return {columns_[i].data(), before};
+    if (store.keep == Keep::single) return {single_row(i, h), before};
+    return {store.row(*tile_, part_, h, nullptr), before || !store.first(*tile_)};
   }
 
   // The same for one that lacks them: their sum.

@@ -128,14 +128,15 @@ inline void convert(float* to, const uint16_t* from, int64_t count) {
   for (; j < count; ++j) to[j] = to_float(from[j]);
 }
 
-// An operand's cells of a tile: where they lie, or a copy. A copy is kept while the tile covers the same.
+// An operand's cells of a tile: where they lie, or a copy, which is kept while the tile covers the same. Rows
+// of a copy are of whole vectors; where they lie they are if `padded`, else they may end with the last lane.
 template <class T>
 class Packed {
  public:
   using N = NumberOf<T>;
 
   // False where the cells are those of the last call.
-  bool load(const Strided& array, const Tile& tile) {
+  bool load(const Strided& array, const Tile& tile, bool padded) {
     const char* const from = address(array, tile);
     if (from == last_ && tile.rows == rows_ && tile.lanes == lanes_) return false;
     last_ = from;
@@ -145,7 +146,7 @@ class Packed {
     cells_.rows = array.strides[kRowAxis] != 0;
     const int64_t row_stride = array.strides[kRowAxis], lane_stride = array.strides[kLaneAxis];
     if constexpr (std::is_same_v<T, N>) {
-      const bool whole = tile.lanes == tile.width || !cells_.lanes;
+      const bool whole = !padded || tile.lanes == tile.width || !cells_.lanes;
       const bool dense = lane_stride == static_cast<int64_t>(sizeof(N)) || !cells_.lanes;
       if (whole && dense && row_stride % static_cast<int64_t>(sizeof(N)) == 0) {
         cells_.data = reinterpret_cast<const N*>(from);
