@@ -102,14 +102,6 @@ struct ChainOf {
   }
 
  private:
-  // The first so many lanes, and zeros.
-  static V first_of(V x, int64_t lanes) {
-    N each[kLanes<N>];
-    write(each, x);
-    for (int64_t k = lanes; k < kLanes<N>; ++k) each[k] = 0;
-    return read(each);
-  }
-
   struct Each {
     V of[kTerms];
   };
@@ -148,22 +140,15 @@ struct ChainOf {
         if (inlet[k].row == nullptr) {
           sum[k] += slope.of[k];
         } else {
-          N* const at = inlet[k].row + j;
-          write(at, inlet[k].add ? read(at) + slope.of[k] : slope.of[k]);
+          inlet[k].put(j, slope.of[k]);
         }
       }
     }
     if (j < lanes) {
       const Each slope = slopes_at(terms.rest(), 0, away, [&](V v) { return own(v, j); });
       for (int k = 0; k < kCount; ++k) {
-        const V first = first_of(slope.of[k], lanes - j);
-        sum[k] += first;
-        N each[kLanes<N>];
-        write(each, first);
-        for (int64_t i = 0; inlet[k].row != nullptr && j + i < lanes; ++i) {
-          N* const at = inlet[k].row + j + i;
-          *at = inlet[k].add ? *at + each[i] : each[i];
-        }
+        sum[k] += first_of(slope.of[k], lanes - j);
+        if (inlet[k].row != nullptr) inlet[k].put_first(j, slope.of[k], lanes - j);
       }
     }
     for (int k = 0; k < kCount; ++k) sums[k] = static_cast<double>(total(sum[k]));

@@ -42,35 +42,49 @@ class LogAnd {
  public:
   using N = NumberOf<T>;
 
-  LogAnd(const Task& task, bool) : task_(task), operands_(task) {}
+  LogAnd(const Task& task, bool) : task_(task), operands_(task), rests_(kMostOperands * kLanes<N>) {}
 
-  void load(const Tile& tile) { operands_.load(tile); }
+  void load(const Tile& tile) { operands_.load(tile, false); }
 
   void values(const Tile& tile, int64_t h, N* to) {
-    const N* rows[kMostOperands] = {};
+    const Rows rows = rows_of(tile, h);
+    with_sum(rows, rows.row, [=](auto sum) {
+      for (int64_t j = 0; j < rows.whole; j += kLanes<N>) write(to + j, sum(j));
+    });
+    if (rows.whole < tile.lanes) with_sum(rows, rows.rest, [=](auto sum) { write(to + rows.whole, sum(0)); });
+  }
+
+  // Backward from the slopes factor * 2^((value - reference) * sharpness).
+  void backward(const Tile& tile, int64_t h, N sharpness, const Slope<N>& slope, Contributions<T>& to) {
+    Inlet<N> inlets[kMostOperands];
     int count = 0;
-    N base = 0;
     for (int i = 0; i < task_.operands; ++i) {
-      const Cells<N>& cells = operands_.cells(i);
-      cells.lanes ? void(rows[count++] = cells.row(h)) : void(base += *cells.row(h));
+      if (to.wanted(i) && to.lanes(i)) inlets[count++] = to.inlet(i, h);
     }
-    const Lanes<N> start = splat(base);
-    const N *const first = rows[0], *const second = rows[1], *const third = rows[2];
-    const auto each = [to, width = tile.width](auto f) {
-      for (int64_t j = 0; j < width; j += kLanes<N>) write(to + j, f(j));
+    const Rows rows = rows_of(tile, h);
+    const auto own = [=](Lanes<N> v) {
+      return slope.factor * power_of_two((v - slope.reference) * sharpness);
     };
-    switch (count) {
-      case 0:
-        return each([=](int64_t) { return start; });
-      case 1:
-        return each([=](int64_t j) { return start + read(first + j); });
-      case 2:
-        return each([=](int64_t j) { return (start + read(first + j)) + read(second + j); });
-      default:
-        each([=](int64_t j) { return (start + read(first + j)) + (read(second + j) + read(third + j)); });
+    Lanes<N> total{};
+    with_sum(rows, rows.row, [&, inlets](auto sum) {
+      Lanes<N> all{};
+      for (int64_t j = 0; j < rows.whole; j += kLanes<N>) {
+        const Lanes<N> each = own(sum(j));
+        all += each;
+        for (int k = 0; k < count; ++k) inlets[k].put(j, each);
+      }
+      total = all;
+    });
+    if (const int64_t left = tile.lanes - rows.whole; left > 0) {
+      with_sum(rows, rows.rest, [&](auto sum) {
+        const Lanes<N> each = own(sum(0));
+        total += first_of(each, left);
+        for (int k = 0; k < count; ++k) inlets[k].put_first(rows.whole, each, left);
+      });
     }
-    for (int i = 3; i < count; ++i)
-      each([=, more = rows[i]](int64_t j) { return read(to + j) + read(more + j); });
+    for (int i = 0; i < task_.operands; ++i) {
+      if (to.wanted(i) && !to.lanes(i)) to.add_cell(i, h, static_cast<double>(tenfold::total(total)));
+    }
   }
 
   // `slopes` are those of the result by the value of row h.
@@ -90,8 +104,59 @@ class LogAnd {
   }
 
  private:
+  // Row h of the operands with lanes, and the sum of the others; lanes beyond the last whole vector apart.
+  struct Rows {
+    N base = 0;
+    int count = 0;
+    int64_t whole = 0;
+    const N *row[kMostOperands] = {}, *rest[kMostOperands] = {};
+  };
+
+  Rows rows_of(const Tile& tile, int64_t h) const {
+    Rows rows;
+    rows.whole = tile.lanes / kLanes<N> * kLanes<N>;
+    for (int i = 0; i < task_.operands; ++i) {
+      const Cells<N>& cells = operands_.cells(i);
+      if (!cells.lanes) {
+        rows.base += *cells.row(h);
+        continue;
+      }
+      N* const rest = rests_.data() + rows.count * kLanes<N>;
+      rows.row[rows.count] = cells.row(h);
+      rows.rest[rows.count++] = rest;
+      if (rows.whole == tile.lanes) continue;
+      write(rest, Lanes<N>{});
+      for (int64_t j = rows.whole; j < tile.lanes; ++j) rest[j - rows.whole] = cells.row(h)[j];
+    }
+    return rows;
+  }
+
+  // Calls f with the sum as a function of the lane.
+  template <class F>
+  static void with_sum(const Rows& rows, const N* const* row, F&& f) {
+    const Lanes<N> start = splat(rows.base);
+    const N *const first = row[0], *const second = row[1], *const third = row[2];
+    switch (rows.count) {
+      case 0:
+        return f([=](int64_t) { return start; });
+      case 1:
+        return f([=](int64_t j) { return start + read(first + j); });
+      case 2:
+        return f([=](int64_t j) { return (start + read(first + j)) + read(second + j); });
+      case 3:
+        return f([=](int64_t j) { return (start + read(first + j)) + (read(second + j) + read(third + j)); });
+      default:
+        f([=, count = rows.count](int64_t j) {
+          Lanes<N> sum = (start + read(first + j)) + (read(second + j) + read(third + j));
+          for (int i = 3; i < count; ++i) sum += read(row[i] + j);
+          return sum;
+        });
+    }
+  }
+
   const Task& task_;
   Operands<T> operands_;
+  Memory<N> rests_;
 };
 
 // ---- or in log space: log(sum of w_k exp(alpha l_k)) / alpha ----

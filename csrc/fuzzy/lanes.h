@@ -69,6 +69,15 @@ inline double greatest(double x) { return x; }
 inline constexpr float kTiny(float) { return 1e-30f; }
 inline constexpr double kTiny(double) { return 1e-280; }
 
+// The first so many lanes, and zeros behind them.
+inline Floats first_of(Floats x, int64_t count) {
+  float each[kFloatLanes];
+  store(each, x);
+  for (int64_t k = count; k < kFloatLanes; ++k) each[k] = 0;
+  return load(each);
+}
+inline double first_of(double x, int64_t count) { return count > 0 ? x : 0.0; }
+
 // ---- rows ----
 
 template <class N>

@@ -64,6 +64,12 @@ inline bool is_squared(const Reduction& reduction) {
   return reduction.quantifier == Quantifier::power && reduction.power == 2;
 }
 
+inline bool is_exponential(const Reduction& reduction) {
+  const Affine& before = reduction.before;
+  return reduction.quantifier == Quantifier::scaled && !reduction.logged && before.scale == 1 &&
+         before.shift == 0;
+}
+
 template <class T, class F>
 class Forward {
  public:
@@ -292,6 +298,12 @@ class Backward {
   }
 
   void row_backward(const Tile& tile, int64_t h) {
+    if constexpr (std::is_same_v<F, LogAnd<T>>) {
+      if (is_exponential(task_.reduction) && !guard_.present() && !task_.kept[kLaneAxis]) {
+        const N sharpness = static_cast<N>(task_.reduction.sharpness * kLog2e);
+        return formula_.backward(tile, h, sharpness, slope_at(tile, h, 0), contributions_);
+      }
+    }
     if constexpr (std::is_same_v<F, Postfix<T>>) {
       if (formula_.chained() && is_squared(task_.reduction) && !guard_.present() && !task_.kept[kLaneAxis]) {
         const Slope<N> slope = slope_at(tile, h, 0);

@@ -33,6 +33,17 @@ template <class N>
 struct Inlet {
   N* row = nullptr;
   bool add = false;
+
+  [[gnu::always_inline]] void put(int64_t j, Lanes<N> x) const {
+    N* const at = row + j;
+    write(at, add ? read(at) + x : x);
+  }
+  // The first so many lanes.
+  void put_first(int64_t j, Lanes<N> x, int64_t count) const {
+    N each[kLanes<N>];
+    write(each, x);
+    for (int64_t k = 0; k < count; ++k) row[j + k] = add ? row[j + k] + each[k] : each[k];
+  }
 };
 
 // How one operand's gradient is kept, for all parts.
