@@ -35,7 +35,11 @@ def faults_after(before: str, **environment: str) -> int:
 
 @pytest.mark.parametrize(
     "call",
-    ["from tenfold.ops.memory import reuse_large_buffers; assert reuse_large_buffers()", "import tenfold.nn"],
+    [
+        "from tenfold.ops.memory import reuse_large_buffers; assert reuse_large_buffers()",
+        "import tenfold.nn",
+        "import tenfold.logic",
+    ],
 )
 def test_large_blocks_are_used_again(call):
     assert faults_after("pass") > 30  # 32 huge pages, or 16384 small ones

@@ -9,7 +9,7 @@
 
 Formulas are written with operators (``syntax``) or as text (``parser``); ``semantics`` says what they mean,
 ``groundings`` what their symbols are; ``reference`` writes the semantics down, ``plan`` and ``execute``
-compile them.
+compile them. Importing this package tells glibc to keep freed memory, as importing tenfold.nn does.
 """
 
 from tenfold.logic.errors import FormulaError
@@ -52,6 +52,9 @@ from tenfold.logic.syntax import (
     Var,
     diagonal,
 )
+from tenfold.ops.memory import reuse_large_buffers
+
+reuse_large_buffers()
 
 __all__ = [
     "And", "Axiom", "CompiledKnowledge", "Const", "Domain", "Entailment", "Exists", "Forall",

@@ -15,7 +15,8 @@ def reuse_large_buffers(limit_mib: int = 1024) -> bool:
     they are freed. Writing such a block for the first time costs up to twenty times the writing: the system
     clears and maps it page by page. After this call such blocks are kept and used again. It holds for the
     whole process, whoever allocates (torch and numpy too), in its main thread; other threads keep blocks
-    up to 64 MiB. The process then stays as large as it once was. Importing tenfold.nn makes this call.
+    up to 64 MiB. The process then stays as large as it once was. Importing tenfold.nn or tenfold.logic
+    makes this call.
 
     Args:
         limit_mib: size in MiB up to which blocks are kept, 1 to 1024.
