@@ -229,13 +229,13 @@ Strided placed(const TensorView& view, const std::array<int64_t, kMostAxes>& str
   return array;
 }
 
-// Work is cut along an axis with enough tiles, if possible one whose results differ.
+// Work is cut along an axis with enough tiles, if possible one whose results differ. No part is without a
+// tile: each writes its copy of what parts share.
 void cut(Task& task) {
-  constexpr int64_t kRowTile = 8, kLaneTile = 512;  // at least those of every kernel
   constexpr int64_t kEnough = 8;
   int64_t best = 0;
   for (const int axis : {kOuter, kRowAxis, kInner, kLaneAxis}) {
-    const int64_t unit = axis == kRowAxis ? kRowTile : axis == kLaneAxis ? kLaneTile : 1;
+    const int64_t unit = axis == kRowAxis ? kTileRows : axis == kLaneAxis ? kTileLanes : 1;
     const int64_t units = std::min<int64_t>((task.counts[axis] + unit - 1) / unit, kMostParts);
     const int64_t worth = units >= kEnough && task.kept[axis] ? 2 * kMostParts
                           : units >= kEnough                  ? kMostParts + 1

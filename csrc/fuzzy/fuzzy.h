@@ -138,6 +138,9 @@ struct GuardTask {
   int64_t values_step, other_step;
 };
 
+// Tiles of the CPU's kernels: parts are made of whole ones.
+inline constexpr int64_t kTileRows = 8, kTileLanes = 1024;
+
 // Positions in the loops, the last running fastest.
 enum Axis : int { kOuter, kInner, kRowAxis, kLaneAxis };
 

@@ -15,7 +15,7 @@ namespace TENFOLD_LEVEL {
 // Tiles are kRows rows of half of kWidth lanes, or where there are more lanes half as many rows of all: 16
 // KiB of float, half of a first-level cache, and whole pages of memory one after another. Rows in memory of
 // ours are kStride apart, a line more than a page, so that they do not share the lines of a cache.
-inline constexpr int64_t kRows = 8, kWidth = 1024, kStride = kWidth + 16;
+inline constexpr int64_t kRows = kTileRows, kWidth = kTileLanes, kStride = kWidth + 16;
 // Below this many elements waking a thread costs more than it saves.
 inline constexpr int64_t kSmall = 1 << 14;
 

@@ -848,6 +848,31 @@ def test_atoms_of_numpy_and_what_is_refused():
 # ---- memory ----
 
 
+@pytest.mark.parametrize("lanes", [600, 1000, 1025, 2060])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_few_rows_of_many_lanes(rows, lanes):
+    """Work is cut along the lanes; a sum of parts has nothing in it of what memory held before."""
+    draw = torch.Generator().manual_seed(5)
+    tables = [torch.rand(shape, generator=draw) for shape in ((rows,), (lanes,), (rows, lanes))]
+    axes = ["x", "y", "xy"]
+    calls = [
+        (lambda m, xs: m.fuzzy_quantify(xs, axes, "xy", formula="0 1 and 2 implies"), tables),
+        (lambda m, xs: m.fuzzy_quantify(xs, axes, "xy", formula="0 1 and 2 implies not", agg="mean"), tables),
+        (lambda m, xs: m.log_quantify(xs, axes, "xy"), [x.log() for x in tables]),
+        (lambda m, xs: m.log_quantify(xs, axes, "xy", conn="or", quant="mean"), [x.log() for x in tables]),
+    ]
+    for call, xs in calls:
+        exact = [x.double().requires_grad_() for x in xs]
+        want = torch.autograd.grad(call(reference, exact), exact)
+        leaves = [x.clone().requires_grad_() for x in xs]
+        for _ in range(20):
+            junk = [torch.full((size,), 1e9) for size in range(1, 64)]  # what is allocated next is not zero
+            out = call(fuzzy, leaves)
+            del junk
+            for got, wanted in zip(torch.autograd.grad(out, leaves), want, strict=True):
+                assert_near(got, wanted)
+
+
 def test_operands_that_repeat():
     """Strides of 0 are read as they are; their gradient has every element."""
     row = logs(40)
