@@ -104,26 +104,37 @@ class Product {
   static T* at(const Matrix& m, int64_t batch, int64_t row, int64_t column) {
     return reinterpret_cast<T*>(m.data + batch * m.batch + row * m.row + column * m.column);
   }
+  // `count` elements of a row, from a column on; side by side they are copied as they are.
+  static bool dense(const Matrix& m) {
+    return std::is_same_v<T, N> && m.column == static_cast<int64_t>(sizeof(N));
+  }
+  static void load_row(const Matrix& m, int64_t batch, int64_t row, int64_t column, int64_t count, N* to) {
+    if (dense(m)) return convert(to, reinterpret_cast<const N*>(at(m, batch, row, column)), count);
+    for (int64_t k = 0; k < count; ++k) to[k] = static_cast<N>(to_float(*at(m, batch, row, column + k)));
+  }
+  static void store_row(const Matrix& m, int64_t batch, int64_t row, int64_t column, int64_t count,
+                        const N* from) {
+    if (dense(m)) return convert(reinterpret_cast<N*>(at(m, batch, row, column)), from, count);
+    for (int64_t k = 0; k < count; ++k) round_to(*at(m, batch, row, column + k), from[k]);
+  }
   static N finite(N top) { return top > static_cast<N>(-kInfinity) ? top : N(0); }
 
   void exponentiate_rows() {
     parallel_for(t_.batch * t_.X, 1 + (1 << 13) / (t_.Y + 1), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         N* const row = a_.data() + i * t_.Y;
-        N top = static_cast<N>(-kInfinity);
-        for (int64_t y = 0; y < t_.Y; ++y) {
-          row[y] = to_float(*at(t_.a, i / t_.X, i % t_.X, y));
-          top = larger_of(top, row[y]);
+        load_row(t_.a, i / t_.X, i % t_.X, 0, t_.Y, row);
+        const int64_t whole = t_.Y / kLanes<N> * kLanes<N>;
+        N last[kLanes<N>], top = row_max(row, whole);
+        for (int64_t k = 0; k < kLanes<N>; ++k) {
+          last[k] = whole + k < t_.Y ? row[whole + k] : static_cast<N>(-kInfinity);
+          top = larger_of(top, last[k]);
         }
         tops_a_[i] = top = finite(top);
         N* const to = ea_.data() + i * t_.Y;
         int64_t y = 0;
-        for (; y + kLanes<N> <= t_.Y; y += kLanes<N>) {
-          write(to + y, power_of_two((read(row + y) - top) * to_log2_));
-        }
+        for (; y < whole; y += kLanes<N>) write(to + y, power_of_two((read(row + y) - top) * to_log2_));
         if (y == t_.Y) continue;
-        N last[kLanes<N>] = {};
-        for (int64_t k = y; k < t_.Y; ++k) last[k - y] = row[k];
         write(last, power_of_two((read(last) - top) * to_log2_));
         for (int64_t k = y; k < t_.Y; ++k) to[k] = last[k - y];
       }
@@ -140,9 +151,9 @@ class Product {
         Lanes<N> top = splat(static_cast<N>(-kInfinity));
         for (int64_t y = 0; y < t_.Y; ++y) {
           N* const to = b_.data() + (batch * t_.Y + y) * wide() + z;
-          for (int64_t k = 0; k < kLanes<N>; ++k) {
-            to[k] = z + k < t_.Z ? static_cast<N>(to_float(*at(t_.b, batch, y, z + k))) : N(0);
-          }
+          const int64_t count = t_.Z - z < kLanes<N> ? t_.Z - z : kLanes<N>;
+          load_row(t_.b, batch, y, z, count, to);
+          for (int64_t k = count; k < kLanes<N>; ++k) to[k] = 0;
           top = larger(read(to), top);
         }
         const Lanes<N> safe = top > static_cast<N>(-kInfinity) ? top : Lanes<N>{};
@@ -204,21 +215,25 @@ class Product {
       }
       N lanes[kLanes<N>];
       write(lanes, value - count);
-      for (int64_t k = 0; k < kLanes<N> && z + k < t_.Z; ++k)
-        round_to(*at(t_.out, batch, x, z + k), lanes[k]);
+      store_row(t_.out, batch, x, z, t_.Z - z < kLanes<N> ? t_.Z - z : kLanes<N>, lanes);
     }
   }
 
   // weights: grad / sum. Where the sum underflows it stays 0, and the element is remembered by a sign of 0.
   // Whether there is such a one.
   bool weigh(int64_t batch, int64_t x, const N* sums, N* weights) const {
+    load_row(t_.grad, batch, x, 0, t_.Z, weights);
+    for (int64_t z = t_.Z; z < wide(); ++z) weights[z] = 0;  // where sums are 1
     bool some = false;
-    for (int64_t z = 0; z < wide(); ++z) {
-      const bool there = z < t_.Z;
-      const N grad = there ? static_cast<N>(to_float(*at(t_.grad, batch, x, z))) : N(0);
-      weights[z] = !there ? N(0) : sums[z] >= kTiny(N{}) ? grad / sums[z] : -N(0);
-      if (there && weights[z] == N(0) && sums[z] >= kTiny(N{})) weights[z] = N(0);
-      some |= lost(weights[z]);
+    for (int64_t z = 0; z < wide(); z += kLanes<N>) {
+      const Lanes<N> sum = read(sums + z);
+      write(weights + z, read(weights + z) / sum + N(0));  // and -0 is 0
+      if (!any_below(sum, kTiny(N{}))) continue;
+      for (int64_t k = z; k < z + kLanes<N>; ++k) {
+        if (sums[k] >= kTiny(N{})) continue;
+        weights[k] = -N(0);
+        some = true;
+      }
     }
     return some;
   }
@@ -253,7 +268,7 @@ class Product {
     for_lost(batch, x, weights, [&](int64_t z, N factor, N top) {
       for (int64_t y = 0; y < t_.Y; ++y) row[y] += factor * term(batch, x, y, z, top);
     });
-    for (int64_t y = 0; y < t_.Y; ++y) round_to(*at(t_.a_grad, batch, x, y), row[y]);
+    store_row(t_.a_grad, batch, x, 0, t_.Y, row);
   }
 
   void write_b_grad(int64_t batch, int64_t y, const N* weights, N* row) const {
@@ -263,7 +278,7 @@ class Product {
       for_lost(batch, x, weights,
                [&](int64_t z, N factor, N top) { row[z] += factor * term(batch, x, y, z, top); });
     }
-    for (int64_t z = 0; z < t_.Z; ++z) round_to(*at(t_.b_grad, batch, y, z), row[z]);
+    store_row(t_.b_grad, batch, y, 0, t_.Z, row);
   }
 
   const ProductTask& t_;
