@@ -23,7 +23,6 @@ using namespace TENFOLD_LEVEL;  // NOLINT: the level of files that are compiled 
 constexpr int kBlocksPerMultiprocessor = 8;
 constexpr int64_t kPiece = 4096;       // elements that a group reduces at least, where there are more
 constexpr int64_t kMostPieces = 1024;  // of one result
-constexpr int kLeastBlocks = 3;
 
 template <class T>
 using NumberOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -31,6 +30,9 @@ using NumberOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 // Values of all steps of a formula stay in shared memory: 32 KiB for a block.
 template <class T>
 constexpr int kThreads = std::is_same_v<T, double> ? 64 : 128;
+// Blocks that a multiprocessor has registers for at least: 128 for each thread.
+template <class T>
+constexpr int kLeastBlocks = 512 / kThreads<T>;
 
 __device__ __forceinline__ float number_exp(float x) { return expf(x); }
 __device__ __forceinline__ double number_exp(double x) { return ::exp(x); }
@@ -274,7 +276,7 @@ __device__ __forceinline__ void see(const Reduction& reduction, Seen<N>& seen, N
 }
 
 template <class T, int formula>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     reduce_pieces(const __grid_constant__ Task task, const __grid_constant__ Plan plan,
                   Seen<NumberOf<T>>* partial) {
   using N = NumberOf<T>;
@@ -320,7 +322,7 @@ __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     finish_results(const __grid_constant__ Task task, const __grid_constant__ Plan plan,
                    const Seen<NumberOf<T>>* partial) {
   using N = NumberOf<T>;
@@ -343,7 +345,7 @@ __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
 }
 
 template <class T, int formula>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     evaluate_elements(const __grid_constant__ Task task, const __grid_constant__ Plan plan) {
   using N = NumberOf<T>;
   using F = FormulaOf<formula>;
@@ -382,7 +384,7 @@ __device__ __forceinline__ NumberOf<T> slope_at(const Task& task, const Place& p
 }
 
 template <class T, int formula>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     reduce_gradient(const __grid_constant__ Task task, const __grid_constant__ Plan plan, const int operand,
                     double* partial) {
   using N = NumberOf<T>;
@@ -420,7 +422,7 @@ __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     finish_gradient(const Strided grad, const bool add_to, const __grid_constant__ Plan plan,
                     const double* partial) {
   using N = NumberOf<T>;
@@ -443,7 +445,7 @@ __device__ __forceinline__ int64_t within(int64_t x, int64_t values) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     reduce_segments(const __grid_constant__ SegmentTask task, const int64_t size, DeferredWord* wrong) {
   using N = NumberOf<T>;
   const T* const values = reinterpret_cast<const T*>(task.values);
@@ -469,7 +471,7 @@ __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
 
 // A thread per value, which looks for its segment.
 template <class T>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     segment_gradients(const __grid_constant__ SegmentTask task, const int64_t size) {
   using N = NumberOf<T>;
   const int64_t step = int64_t{gridDim.x} * kThreads<T>;
@@ -504,7 +506,7 @@ __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
 // ---- atoms ----
 
 template <class T>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     sigmoid_atoms(const __grid_constant__ AtomTask task, const bool gradient) {
   using N = NumberOf<T>;
   T *const log = reinterpret_cast<T*>(task.log), *const nlog = reinterpret_cast<T*>(task.nlog);
@@ -568,7 +570,7 @@ __device__ __forceinline__ int64_t class_of(const AtomTask& task, int64_t row) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     softmax_atoms(const __grid_constant__ AtomTask task, DeferredWord* wrong) {
   using N = NumberOf<T>;
   const int64_t step = int64_t{gridDim.x} * kThreads<T>;
@@ -596,7 +598,7 @@ __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     softmax_gradients(const __grid_constant__ AtomTask task) {
   using N = NumberOf<T>;
   const T *const logs = reinterpret_cast<const T*>(task.log), *const nlogs =
@@ -647,7 +649,7 @@ __device__ __forceinline__ void set_entry(const Matrix& m, int64_t batch, int64_
 
 // A thread per element of the product: the log of its sum, rounded to `out` or kept in `totals`.
 template <class T>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     multiply_logs(const __grid_constant__ ProductTask task, NumberOf<T>* totals) {
   using N = NumberOf<T>;
   const int64_t all = task.batch * task.X * task.Z, step = int64_t{gridDim.x} * kThreads<T>;
@@ -680,7 +682,7 @@ __global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
 
 // A thread per element of a gradient: of a, or of b.
 template <class T, bool of_a>
-__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks)
+__global__ void __launch_bounds__(kThreads<T>, kLeastBlocks<T>)
     product_gradient(const __grid_constant__ ProductTask task, const NumberOf<T>* totals) {
   using N = NumberOf<T>;
   const int64_t rows = of_a ? task.X : task.Y, columns = of_a ? task.Y : task.Z;
