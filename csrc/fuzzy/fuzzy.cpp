@@ -158,11 +158,12 @@ class Space {
     }
   }
 
-  // 0 along axes that the array lacks, or has once only.
+  // 0 along axes that the array lacks, or has once only; not where it has nothing, whatever strides that has.
   std::array<int64_t, kMostAxes> strides(std::string_view axes, const TensorView& view) const {
     std::array<int64_t, kMostAxes> strides{};
     for (size_t i = 0; i < axes.size(); ++i) {
-      if (view.shape[i] != 1) strides[axis(axes[i])] = view.strides[i];
+      if (view.shape[i] == 1) continue;
+      strides[axis(axes[i])] = view.shape[i] == 0 ? view.dtype.bytes() : view.strides[i];
     }
     return strides;
   }

@@ -1313,3 +1313,19 @@ def test_empty(sizes):
     assert log.shape == nlog.shape == sizes
     assert segment_pmean(x.reshape(-1), torch.tensor([0, 0])).tolist() == [0]
     assert segment_pmean(x.reshape(-1), torch.tensor([0])).shape == (0,)
+
+
+def test_a_gradient_of_nothing_writes_nothing():
+    """Empty arrays of numpy have strides of 0, as those that repeat an element do."""
+    around = np.full(3, 7.0, np.float32)
+    nothing = np.lib.stride_tricks.as_strided(around[1:], (0,), (0,))
+    x = np.zeros(2, np.float32)
+    spec = ("a,b", "a", "and", "lme", "", (1.0, 0.0, -1e5, 0.0))
+    out, state = np.zeros(2, np.float32), np.zeros((2, 2), np.float32)
+    _core.fuzzy_quantify((x, nothing), (), *spec, out, state)
+    assert (out == -1e5).all()
+    grad = np.ones(2, np.float32)
+    _core.fuzzy_quantify_backward(
+        np.ones(2, np.float32), state, (x, nothing), (), *spec, (grad, nothing), [False, False]
+    )
+    assert (grad == 0).all() and (around == 7).all()
