@@ -4,10 +4,10 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "fuzzy/chains.h"
 #include "fuzzy/connectives.h"
 #include "fuzzy/fuzzy.h"
 #include "fuzzy/lanes.h"
+#include "fuzzy/multilinear.h"
 #include "fuzzy/sinks.h"
 #include "fuzzy/tiles.h"
 
@@ -397,36 +397,43 @@ class Postfix {
   Postfix(const Task& task, bool with_gradient) : task_(task), operands_(task), rows_(task.steps * kStride) {
     away_ = {static_cast<N>(1.0 - task.eps), static_cast<N>(task.eps)};
     if (with_gradient) slopes_.allocate(task.steps * kStride);
-    if constexpr (std::is_same_v<N, float>) chain_ = chain_of<N>(task);
-    for (int i = 0, term = 0; chain_ != nullptr && i < task.steps; ++i) {
-      if (task.program[i].code == Code::operand) term_operands_[term++] = task.program[i].operand;
+    is_polynomial_ = std::is_same_v<N, float> && polynomial_of(task, &polynomial_);
+    for (int term = 0; term < polynomial_.terms; ++term) {
+      const double sign = polynomial_.falls[term] ? -1.0 : 1.0;  // the slope is that by the operand
+      slope_[term] = polynomial_.value.slope(term).affine(sign, 0);
+      prepared_slope_[term] = polynomial_.prepared.slope(term).affine(sign, 0);
     }
   }
 
   // Whether a row is computed at once, in registers.
-  bool chained() const { return chain_ != nullptr; }
+  bool is_polynomial() const { return is_polynomial_; }
 
-  // Of a chain: the sum over row h of scale * v + shift, or of its square.
-  double total(const Tile& tile, int64_t h, const Affine& affine, bool squared) {
-    return chain_->add_up(terms_of(tile, h), away_, static_cast<N>(affine.scale),
-                          static_cast<N>(affine.shift), squared, tile.lanes);
+  // Of a polynomial: the sum over row h of what the quantifier takes of the values, or of its square.
+  double total(const Tile& tile, int64_t h, bool squared) {
+    return polynomial_total(row_of(tile, h, polynomial_.prepared, nullptr), tile.lanes, squared);
   }
 
-  // Of a chain: backward from the slopes factor * ((scale * v + shift) * reference).
-  void backward(const Tile& tile, int64_t h, const Affine& affine, const Slope<N>& slope,
-                Contributions<T>& to) {
-    const Outlet<N> outlet{static_cast<N>(affine.scale), static_cast<N>(affine.shift), slope.reference,
-                           slope.factor};
-    chain_backward(tile, h, nullptr, outlet, to);
+  // Of a polynomial: what the quantifier takes of the values.
+  void prepared(const Tile& tile, int64_t h, N* to) {
+    polynomial_values(row_of(tile, h, polynomial_.prepared, nullptr), tile.lanes, to);
+  }
+
+  // Of a polynomial: backward from the slopes factor * (v * reference), where v is what the quantifier takes.
+  void backward(const Tile& tile, int64_t h, const Slope<N>& slope, Contributions<T>& to) {
+    const N factor = static_cast<N>(slope.factor / task_.reduction.before.scale), reference = slope.reference;
+    const auto own = [=](Lanes<N> v, int64_t) { return factor * (v * reference); };
+    polynomial_backward(tile, h, row_of(tile, h, polynomial_.prepared, prepared_slope_), own, to);
   }
 
   void load(const Tile& tile) {
-    operands_.load(tile, !chained());
+    operands_.load(tile, !is_polynomial_);
     evaluated_ = -1;
   }
 
   void values(const Tile& tile, int64_t h, N* to) {
-    if (chained()) return chain_->values(terms_of(tile, h), away_, tile.lanes, to);
+    if (is_polynomial_) {
+      return polynomial_values(row_of(tile, h, polynomial_.value, nullptr), tile.lanes, to);
+    }
     evaluate(tile, h, to);
     const Value& last = values_[task_.steps - 1];
     if (last.row == to && last.lanes) return;
@@ -434,7 +441,10 @@ class Postfix {
   }
 
   void backward(const Tile& tile, int64_t h, const N* slopes, Contributions<T>& to) {
-    if (chained()) return chain_backward(tile, h, slopes, {}, to);
+    if (is_polynomial_) {
+      const auto own = [=](Lanes<N>, int64_t j) { return read(slopes + j); };
+      return polynomial_backward(tile, h, row_of(tile, h, polynomial_.value, slope_), own, to);
+    }
     if (evaluated_ != h) evaluate(tile, h, rows_.data() + (task_.steps - 1) * kStride);
     const int last = task_.steps - 1;
     slope_rows_[last] = slopes;
@@ -562,38 +572,47 @@ class Postfix {
     }
   }
 
-  Terms<N> terms_of(const Tile& tile, int64_t h) {
-    Terms<N> terms;
+  // Row h of the polynomial `value`, with `slopes` where they are given.
+  PolynomialRow<N> row_of(const Tile& tile, int64_t h, const Multilinear& value, const Multilinear* slopes) {
+    PolynomialRow<N> row;
+    row.lanes = polynomial_.lanes;
+    row.terms = polynomial_.terms;
     const int64_t whole = tile.lanes / kLanes<N> * kLanes<N>;
-    for (int term = 0; term < chain_->terms; ++term) {
-      const Cells<N>& cells = operands_.cells(term_operands_[term]);
-      N* const own = rows_.data() + term * kStride;
-      terms.row[term] = terms.last[term] = own;
-      if (!cells.lanes) {
-        write(own, splat(*cells.row(h)));
+    double numbers[kTerms] = {};
+    for (int term = 0; term < row.terms; ++term) {
+      const N* const from = operands_.cells(polynomial_.operands[term]).row(h);
+      if (term >= row.lanes) {
+        const double number = static_cast<double>(*from);
+        numbers[term] = polynomial_.falls[term] ? 1.0 - number : number;
         continue;
       }
-      terms.row[term] = cells.row(h);
-      terms.mask[term] = -1;
+      row.row[term] = from;
+      row.falls[term] = polynomial_.falls[term];
       if (whole == tile.lanes) continue;
-      write(own, Lanes<N>{});
-      for (int64_t j = whole; j < tile.lanes; ++j) own[j - whole] = cells.row(h)[j];
+      N* const last = rows_.data() + term * kStride;
+      write(last, Lanes<N>{});
+      for (int64_t j = whole; j < tile.lanes; ++j) last[j - whole] = from[j];
+      row.last[term] = last;
     }
-    return terms;
+    row.value = with_numbers<N>(value, row.lanes, row.terms, numbers);
+    for (int term = 0; slopes != nullptr && term < row.terms; ++term) {
+      row.slopes[term] = with_numbers<N>(slopes[term], row.lanes, row.terms, numbers);
+    }
+    return row;
   }
 
-  // From a row of slopes, or where that is null from those of the outlet.
-  void chain_backward(const Tile& tile, int64_t h, const N* slopes, const Outlet<N>& outlet,
-                      Contributions<T>& to) {
+  template <class F>
+  void polynomial_backward(const Tile& tile, int64_t h, const PolynomialRow<N>& row, F own,
+                           Contributions<T>& to) {
     Inlet<N> inlets[kTerms];
     double sums[kTerms] = {};
-    for (int term = 0; term < chain_->terms; ++term) {
-      const int operand = term_operands_[term];
+    for (int term = 0; term < row.terms; ++term) {
+      const int operand = polynomial_.operands[term];
       if (to.wanted(operand) && to.lanes(operand)) inlets[term] = to.inlet(operand, h);
     }
-    chain_->hand_on(terms_of(tile, h), away_, slopes, outlet, tile.lanes, inlets, sums);
-    for (int term = 0; term < chain_->terms; ++term) {
-      const int operand = term_operands_[term];
+    hand_on(row, tile.lanes, inlets, sums, own);
+    for (int term = 0; term < row.terms; ++term) {
+      const int operand = polynomial_.operands[term];
       if (to.wanted(operand) && !to.lanes(operand)) to.add_cell(operand, h, sums[term]);
     }
   }
@@ -613,8 +632,9 @@ class Postfix {
   Value values_[kMostSteps];
   const N* slope_rows_[kMostSteps];
   double slope_sums_[kMostSteps];
-  const Chain<N>* chain_ = nullptr;
-  int term_operands_[kTerms] = {};
+  bool is_polynomial_ = false;
+  Polynomial polynomial_;
+  Multilinear slope_[kTerms], prepared_slope_[kTerms];
   int64_t evaluated_ = -1;  // the row whose steps' values are there
 };
 

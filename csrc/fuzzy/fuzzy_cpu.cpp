@@ -72,7 +72,7 @@ void for_pieces(const SegmentTask& task, int64_t segment, NumberOf<T>* row, Body
     tile.width = padded<N>(tile.lanes);
     convert(row, values + at, tile.lanes);
     for (int64_t j = tile.lanes; j < tile.width; ++j) row[j] = 0;
-    prepare_row(task.reduction, guard, tile, 0, row);
+    prepare_row(task.reduction, guard, tile, 0, row, false);
     body(at, tile);
   }
 }

@@ -108,13 +108,13 @@ class Forward {
     }
     if constexpr (std::is_same_v<F, Postfix<T>>) {
       const bool squared = is_squared(reduction);
-      if (formula_.chained() && !guard_.present() && (squared || reduction.quantifier == Quantifier::add)) {
-        seen.sum = formula_.total(tile, h, reduction.before, squared);
+      const bool summed = squared || reduction.quantifier == Quantifier::add;
+      if (formula_.is_polynomial() && !guard_.present() && summed) {
+        seen.sum = formula_.total(tile, h, squared);
         return seen;
       }
     }
-    formula_.values(tile, h, row(0));
-    prepare_row(reduction, guard_, tile, h, row(0));
+    prepared_row(formula_, reduction, guard_, tile, h, row(0));
     return seen_in_row(reduction, row(0), tile.width);
   }
 
@@ -133,8 +133,7 @@ class Forward {
   // Lanes are results, rows are reduced.
   void columns(const Tile& tile, int part) {
     for (int64_t h = 0; h < tile.rows; ++h) {
-      formula_.values(tile, h, row(h));
-      prepare_row(task_.reduction, guard_, tile, h, row(h));
+      prepared_row(formula_, task_.reduction, guard_, tile, h, row(h));
     }
     for (int64_t j = 0; j < tile.width; j += kLanes<N>) {
       seen_in_columns(task_.reduction, row(0) + j, tile.rows, most_.data() + j, sum_.data() + j);
@@ -305,9 +304,9 @@ class Backward {
       }
     }
     if constexpr (std::is_same_v<F, Postfix<T>>) {
-      if (formula_.chained() && is_squared(task_.reduction) && !guard_.present() && !task_.kept[kLaneAxis]) {
-        const Slope<N> slope = slope_at(tile, h, 0);
-        return formula_.backward(tile, h, task_.reduction.before, slope, contributions_);
+      const bool squared = is_squared(task_.reduction);
+      if (formula_.is_polynomial() && squared && !guard_.present() && !task_.kept[kLaneAxis]) {
+        return formula_.backward(tile, h, slope_at(tile, h, 0), contributions_);
       }
     }
     slopes_of_row(tile, h);
@@ -319,8 +318,7 @@ class Backward {
     N* const slopes = slopes_.data();
     const bool by_value = reduction.quantifier != Quantifier::copy && reduction.quantifier != Quantifier::add;
     if (by_value) {
-      formula_.values(tile, h, values_.data());
-      prepare_row(reduction, guard_, tile, h, values_.data());
+      prepared_row(formula_, reduction, guard_, tile, h, values_.data());
     }
     struct Both {
       Lanes<N> factor, reference;

@@ -19,13 +19,13 @@ V raised(V x, int power) {
 }
 
 // A row of formula values as the quantifier takes them: neutral where the guard does not hold and beyond the
-// end.
+// end. `scaled`: scale and shift are in them already.
 template <class T>
 void prepare_row(const Reduction& reduction, const GuardTile<T>& guard, const Tile& tile, int64_t h,
-                 NumberOf<T>* row) {
+                 NumberOf<T>* row, bool scaled) {
   using N = NumberOf<T>;
   const N scale = static_cast<N>(reduction.before.scale), shift = static_cast<N>(reduction.before.shift);
-  if (scale != N(1) || shift != N(0)) {
+  if (!scaled && (scale != N(1) || shift != N(0))) {
     for (int64_t j = 0; j < tile.width; j += kLanes<N>) write(row + j, scale * read(row + j) + shift);
   }
   if (reduction.logged) {
@@ -45,6 +45,19 @@ void prepare_row(const Reduction& reduction, const GuardTile<T>& guard, const Ti
     }
   }
   for (int64_t j = tile.lanes; j < tile.width; ++j) row[j] = none;
+}
+
+// The values of row h of a formula as the quantifier takes them.
+template <class T, class F>
+void prepared_row(F& formula, const Reduction& reduction, const GuardTile<T>& guard, const Tile& tile,
+                  int64_t h, NumberOf<T>* row) {
+  bool scaled = false;
+  if constexpr (requires { formula.prepared(tile, h, row); }) {
+    scaled = formula.is_polynomial();
+    if (scaled) formula.prepared(tile, h, row);
+  }
+  if (!scaled) formula.values(tile, h, row);
+  prepare_row(reduction, guard, tile, h, row, scaled);
 }
 
 // `one` for values that are the greatest, NaN for NaN, which so gets into the count.

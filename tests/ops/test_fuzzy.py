@@ -848,6 +848,23 @@ def test_atoms_of_numpy_and_what_is_refused():
 # ---- memory ----
 
 
+@pytest.mark.parametrize("reduce", ["x", "y"])
+@pytest.mark.parametrize("formula", ["0 1 implies", "0 1 or", "0 1 and not", "0 1 2 implies or"])
+def test_small_errors_keep_their_digits(formula, reduce):
+    """Of what is nearly true everywhere: 1 - u has few digits where u was rounded."""
+    draw = torch.Generator().manual_seed(2)
+    low, high = (0.003 * torch.rand(5, 300, generator=draw) for _ in range(2))
+    first = 1 - high if formula == "0 1 or" else low
+    xs = [first, 1 - high[0], low[1]][: 3 if "2" in formula else 2]
+    axes = ["xy", "y", "y"][: len(xs)]
+    exact, leaves = ([x.to(dtype).requires_grad_() for x in xs] for dtype in (DOUBLE, SINGLE))
+    want = reference.fuzzy_quantify(exact, axes, reduce, formula=formula).sum()
+    got = fuzzy_quantify(leaves, axes, reduce, formula=formula).sum()
+    gradients = zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, exact), strict=True)
+    for ours, theirs in gradients:
+        assert_near(ours, theirs, 1e-6)
+
+
 @pytest.mark.parametrize("lanes", [600, 1000, 1025, 2060])
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_few_rows_of_many_lanes(rows, lanes):
