@@ -46,6 +46,7 @@ struct Multilinear {
     }
     return result;
   }
+  // Where all terms are 1/2.
   double at_half() const {
     double sum = 0;
     for (int s = 0; s < kSets; ++s) sum += of[s] / (1 << __builtin_popcount(static_cast<unsigned>(s)));
@@ -183,7 +184,7 @@ void with_counts(int lanes, int others, F&& f) {
   with_others(std::integral_constant<int, 3>{});
 }
 
-// Calls f(vectors of the varying terms, first lane, how many lanes) for whole vectors, then for the rest.
+// Calls f(vectors of the varying terms, first lane, true) for whole vectors, then with false for the rest.
 template <int varying, class N, class F>
 [[gnu::always_inline]] inline void for_vectors(const PolynomialRow<N>& row, int64_t lanes, F&& f) {
   Lanes<N> x[varying + 1];

@@ -104,10 +104,10 @@ class Product {
   static T* at(const Matrix& m, int64_t batch, int64_t row, int64_t column) {
     return reinterpret_cast<T*>(m.data + batch * m.batch + row * m.row + column * m.column);
   }
-  // `count` elements of a row, from a column on; side by side they are copied as they are.
   static bool dense(const Matrix& m) {
     return std::is_same_v<T, N> && m.column == static_cast<int64_t>(sizeof(N));
   }
+  // `count` elements of a row, from a column on; side by side they are copied as they are.
   static void load_row(const Matrix& m, int64_t batch, int64_t row, int64_t column, int64_t count, N* to) {
     if (dense(m)) return convert(to, reinterpret_cast<const N*>(at(m, batch, row, column)), count);
     for (int64_t k = 0; k < count; ++k) to[k] = static_cast<N>(to_float(*at(m, batch, row, column + k)));

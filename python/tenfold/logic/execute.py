@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from tenfold.logic import polynomial
-from tenfold.logic.groundings import Axes, Compared, Grounding, Guard, Values, aligned, union
+from tenfold.logic.groundings import Axes, Compared, Grounding, Guard, Values, aligned, replaced, union
 from tenfold.logic.kernels import Kernels, elementwise_max
 from tenfold.logic.plan import Connect, Literal, Quantify, Step
 from tenfold.logic.reference import power
 from tenfold.logic.semantics import Aggregator, Fuzzy, LogProduct
+from tenfold.logic.summation import contracted
 from tenfold.logic.syntax import Compare, Formula
 
 
@@ -74,11 +75,11 @@ class Run:
 
     def axes(self, step: Step) -> Axes:
         """The axes of a step here."""
-        return polynomial.replaced(step.axes, self.zipped)
+        return replaced(step.axes, self.zipped)
 
     def over(self, step: Quantify) -> Axes:
         """The axes that a quantifier binds, here."""
-        return polynomial.replaced(step.over, self.zipped)
+        return replaced(step.over, self.zipped)
 
     def guard(self, step: Quantify) -> Guard:
         """Where a quantifier looks."""
@@ -257,7 +258,7 @@ class Run:
         for value in values:
             outside = tuple(axis for axis in bound if axis not in value.axes)
             weight = held * self._count(outside, ())
-            made = _contract([Values(value.tensor.to(dtype), value.axes), Values(weight, guard.axes)], over)
+            made = contracted([Values(value.tensor.to(dtype), value.axes), Values(weight, guard.axes)], over)
             tensors.append(aligned(*made, kept))
         summed = sum(tensors[1:], tensors[0])
         some = aligned(*count, kept)
@@ -388,14 +389,3 @@ class Run:
         return self.kernels.fuzzy_quantify(
             step, f"{kind} pushed inwards", parts, (), None, formula=tokens, agg="mean", eps=semantics.eps
         )
-
-
-def _contract(parts: Sequence[Values], over: Axes) -> Values:
-    """The sum over the axes ``over`` of the product of the parts."""
-    axes = union(part.axes for part in parts)
-    letters = {axis: chr(ord("a") + number) for number, axis in enumerate(axes)}
-    kept = tuple(axis for axis in axes if axis not in over)
-    terms = ",".join("".join(letters[axis] for axis in part.axes) for part in parts)
-    out = "".join(letters[axis] for axis in kept)
-    made: Tensor = torch.einsum(f"{terms}->{out}", *(part.tensor for part in parts))
-    return Values(made, kept)

@@ -95,6 +95,11 @@ def union(lists: Iterable[Axes]) -> Axes:
     return tuple(dict.fromkeys(axis for axes in lists for axis in axes))
 
 
+def replaced(axes: Axes, zipped: Mapping[str, str]) -> Axes:
+    """``axes`` with those in ``zipped`` replaced by the one that stands for them."""
+    return tuple(dict.fromkeys(zipped.get(axis, axis) for axis in axes))
+
+
 def aligned(tensor: Tensor, axes: Axes, order: Axes) -> Tensor:
     """``tensor`` with a dimension for each axis of ``order``, of size 1 where it lacks it, then features."""
     if axes == order:

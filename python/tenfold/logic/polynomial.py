@@ -9,13 +9,12 @@ by axis (summation.py). A guard is one more factor, of zeros and ones. Sums of b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from tenfold.logic.groundings import Axes, Guard, Values, aligned, union
+from tenfold.logic.groundings import Axes, Guard, Values, aligned, replaced, union
 from tenfold.logic.plan import Connect, Step
 from tenfold.logic.semantics import Fuzzy
 from tenfold.logic.summation import Computation, Polynomial, Summation, affine, times
@@ -101,11 +100,6 @@ class _Terms:
     def _single(self, step: Step, scale: float, shift: float) -> Polynomial:
         axes = replaced(step.axes, self.zipped)
         return {((self.plan.leaf(_Degree(step, scale, shift), axes), 1),): 1.0}
-
-
-def replaced(axes: Axes, zipped: Mapping[str, str]) -> Axes:
-    """``axes`` with those in ``zipped`` replaced by the one that stands for them."""
-    return tuple(dict.fromkeys(zipped.get(axis, axis) for axis in axes))
 
 
 def _times(left: Polynomial | None, right: Polynomial | None) -> Polynomial | None:

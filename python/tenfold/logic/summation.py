@@ -8,7 +8,7 @@ tensors with an axis of their own each, whose sum is a matrix product. A `Comput
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -259,8 +259,7 @@ class Computation:
         if isinstance(tensor, _Leaf):
             return self.leaf(tensor.name)
         if isinstance(tensor, _Product):
-            left, right = map(self._monomial, tensor.parts)
-            return _contracted(left, right, tensor.axis)
+            return contracted([self._monomial(part) for part in tensor.parts], (tensor.axis,))
         axes = self._longest(tuple(monomial for monomial, _ in tensor.terms))
         order = self.plan.order(tensor.terms)
         assert isinstance(order, Nested)
@@ -309,16 +308,16 @@ def affine(tensor: Tensor, scale: float, shift: float) -> Tensor:
     return torch.add(torch.scalar_tensor(shift, dtype=tensor.dtype), tensor, alpha=scale)
 
 
-def _contracted(left: Values, right: Values, axis: str) -> Values:
-    """The sum over ``axis`` of the product of two tensors, each with an axis that the other lacks."""
-    axes = tuple(a for a in union((left.axes, right.axes)) if a != axis)
-    if len(left.axes) == len(right.axes) == 2:
-        a, b = aligned(*left, (axes[0], axis)), aligned(*right, (axis, axes[1]))
-        return Values(a @ b, axes)
-    letters = {name: chr(ord("a") + number) for number, name in enumerate((*axes, axis))}
-    terms, out = (
-        ["".join(letters[name] for name in each) for each in names]
-        for names in ((left.axes, right.axes), (axes,))
-    )
-    made: Tensor = torch.einsum(f"{','.join(terms)}->{out[0]}", left.tensor, right.tensor)
-    return Values(made, axes)
+def contracted(parts: Sequence[Values], over: Axes) -> Values:
+    """The sum over the axes ``over`` of the product of the parts."""
+    axes = union(part.axes for part in parts)
+    kept = tuple(axis for axis in axes if axis not in over)
+    if len(parts) == 2 and len(axes) == 3 and all(len(part.axes) == 2 for part in parts) and len(over) == 1:
+        left, right = parts
+        if over[0] in left.axes and over[0] in right.axes:  # without what einsum adds to a matrix product
+            return Values(aligned(*left, (kept[0], *over)) @ aligned(*right, (*over, kept[1])), kept)
+    letters = {axis: chr(ord("a") + number) for number, axis in enumerate(axes)}
+    terms = ",".join("".join(letters[axis] for axis in part.axes) for part in parts)
+    out = "".join(letters[axis] for axis in kept)
+    made: Tensor = torch.einsum(f"{terms}->{out}", *(part.tensor for part in parts))
+    return Values(made, kept)
